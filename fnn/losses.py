@@ -1,0 +1,151 @@
+"""Losses and accuracy, one number per example: predictions first, no reduction.
+
+``make_train_step`` takes the mean; take your own elsewhere. Half precision is computed in
+float32 and given back in the dtype of the predictions. Each is stable, value and gradient, at
+logits of +-1e4 and beyond.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from fnn.precision import wide
+
+
+def squared_error(predictions: Array, targets: Array) -> Array:
+    """[...], [...] -> [...]: (prediction - target)^2, without a half."""
+    difference = _difference("squared_error", predictions, targets)
+    return (difference**2).astype(predictions.dtype)
+
+
+def absolute_error(predictions: Array, targets: Array) -> Array:
+    """[...], [...] -> [...]: |prediction - target|, with derivative 0 at 0."""
+    return jnp.abs(_difference("absolute_error", predictions, targets)).astype(predictions.dtype)
+
+
+def huber(predictions: Array, targets: Array, delta: float = 1.0) -> Array:
+    """[...], [...] -> [...]: d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2).
+
+    Huber 1964; `delta` is in the units of the targets.
+    """
+    if isinstance(delta, (int, float)) and not delta > 0:
+        raise ValueError(f"huber: delta is {delta}, expected a number > 0")
+    distance = jnp.abs(_difference("huber", predictions, targets))
+    limit = jnp.asarray(delta, distance.dtype)
+    inner = jnp.minimum(distance, limit)  # squares nothing large, so nothing overflows
+    return (0.5 * inner**2 + limit * (distance - inner)).astype(predictions.dtype)
+
+
+def binary_cross_entropy(logits: Array, labels: Array) -> Array:
+    """[...], [...] -> [...]: -y log s(x) - (1 - y) log s(-x), in nats, s the sigmoid.
+
+    `labels` are bools, 0 and 1, or probabilities between.
+    """
+    _check_float("binary_cross_entropy", "logits", logits)
+    _check_same_shape("binary_cross_entropy", "logits", logits, "labels", labels)
+    x = wide(logits)
+    y = labels.astype(x.dtype)
+    losses = -y * jax.nn.log_sigmoid(x) - (1 - y) * jax.nn.log_sigmoid(-x)
+    return losses.astype(logits.dtype)
+
+
+def cross_entropy(logits: Array, labels: Array, *, label_smoothing: float = 0.0) -> Array:
+    """[..., classes], int [...] or probabilities [..., classes] -> [...], in nats.
+
+    -sum_i q_i log softmax(logits)_i, where q is the labels' distribution, mixed with
+    `label_smoothing` of the uniform one (Szegedy et al. 2016). An integer label outside
+    [0, classes) gives NaN, value and gradient; `check_labels` finds it beforehand.
+    """
+    _check_float("cross_entropy", "logits", logits)
+    _check_fraction("cross_entropy", "label_smoothing", label_smoothing)
+    _check_labels_shape(logits, labels)
+    classes = logits.shape[-1]
+    log_p = jax.nn.log_softmax(wide(logits))
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        known = (labels >= 0) & (labels < classes)
+        index = jnp.where(known, labels, 0)[..., None]
+        losses = -jnp.take_along_axis(log_p, index, axis=-1)[..., 0]
+        # Multiplied in, not selected, so that the gradient is NaN as well.
+        losses = losses * jnp.where(known, 1.0, jnp.nan).astype(losses.dtype)
+    else:
+        losses = _expected_surprise(log_p, labels.astype(log_p.dtype))
+    if not (isinstance(label_smoothing, (int, float)) and label_smoothing == 0):
+        smoothing = jnp.asarray(label_smoothing, log_p.dtype)
+        uniform = jnp.full_like(log_p, 1 / classes)
+        losses = (1 - smoothing) * losses + smoothing * _expected_surprise(log_p, uniform)
+    return losses.astype(logits.dtype)
+
+
+def accuracy(logits: Array, labels: Array) -> Array:
+    """[..., classes], int [...] or probabilities [..., classes] -> float32 [...]: 1 where right.
+
+    Of tied logits the first counts as the answer. NaN logits are never right.
+    """
+    _check_labels_shape(logits, labels, "accuracy")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        labels = labels.argmax(-1)
+    right = (logits.argmax(-1) == labels) & ~jnp.isnan(logits).any(-1)
+    return right.astype(jnp.float32)
+
+
+def check_labels(labels: ArrayLike, classes: int) -> None:
+    """Raise ValueError naming the first of `labels`, int [...], outside [0, classes).
+
+    On the host, once per data set: inside a compiled program values cannot raise.
+    """
+    values = np.asarray(labels)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise TypeError(f"check_labels: labels are {values.dtype}, expected integers")
+    bad = np.argwhere((values < 0) | (values >= classes))
+    if len(bad):
+        row = tuple(bad[0].tolist())
+        place = row[0] if len(row) == 1 else row
+        raise ValueError(
+            f"check_labels: row {place} has label {values[row]}, expected 0 to {classes - 1}"
+            f" ({len(bad)} of {values.size} labels are out of range)"
+        )
+
+
+def _expected_surprise(log_p: Array, q: Array) -> Array:
+    # A class of probability 0 costs nothing, however impossible the logits make it.
+    counted = q != 0
+    return -jnp.where(counted, q * jnp.where(counted, log_p, 0), 0).sum(-1)
+
+
+def _difference(name: str, predictions: Array, targets: Array) -> Array:
+    _check_float(name, "predictions", predictions)
+    _check_same_shape(name, "predictions", predictions, "targets", targets)
+    predictions = wide(predictions)
+    return predictions - targets.astype(predictions.dtype)
+
+
+def _check_float(name: str, argument: str, x: Array) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name}: {argument} are {x.dtype}, expected floating point")
+
+
+def _check_fraction(name: str, argument: str, value: float) -> None:
+    if isinstance(value, (int, float)) and not 0 <= value <= 1:
+        raise ValueError(f"{name}: {argument} is {value}, expected a number from 0 to 1")
+
+
+def _check_same_shape(name: str, first: str, a: Array, second: str, b: Array) -> None:
+    # Broadcasting [n] against [n, 1] would silently compare every row with every other.
+    if a.shape != b.shape:
+        raise ValueError(
+            f"{name}: {first} have shape {a.shape}, but {second} have shape {b.shape};"
+            " expected the same shape"
+        )
+
+
+def _check_labels_shape(logits: Array, labels: Array, name: str = "cross_entropy") -> None:
+    integer = jnp.issubdtype(labels.dtype, jnp.integer)
+    expected = logits.shape[:-1] if integer else logits.shape
+    if logits.ndim == 0 or labels.shape != expected:
+        kind = "integer labels" if integer else "probabilities"
+        raise ValueError(
+            f"{name}: labels have shape {labels.shape} ({labels.dtype}), but logits of shape"
+            f" {logits.shape} expect {kind} of shape {expected}"
+        )

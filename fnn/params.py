@@ -1,0 +1,82 @@
+"""Looking at parameters: paths, sizes, norms, penalties.
+
+A path joins the keys that lead to a leaf: ``hidden/w``.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from fnn.precision import wide
+
+Params = Any  # a nested dict of arrays
+
+
+def paths(params: Params) -> dict[str, Array]:
+    """{path: leaf} in the order of ``jax.tree.leaves``."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def count(params: Params) -> int:
+    """The number of parameters."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def global_norm(tree: Params) -> Array:
+    """The Euclidean norm of all leaves together, as one scalar; 0 of an empty tree.
+
+    Half precision is summed in float32. The leaves are scaled by the largest magnitude first, so
+    that no square overflows or vanishes: float32 gradients of 1e20 or 1e-25 have the norm that
+    they have. NaN if anything is NaN, else inf if anything is inf. Derivative 0 at zero.
+    """
+    leaves = [wide(leaf) for leaf in jax.tree.leaves(tree)]
+    if not leaves:
+        return jnp.zeros((), jnp.float32)
+    dtype = jnp.result_type(*leaves)
+    leaves = [leaf.astype(dtype) for leaf in leaves]
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
+    # Kept where its reciprocal is a normal number too. The norm does not depend on the scale, so
+    # neither does its derivative.
+    scale = jnp.clip(jnp.where(jnp.isfinite(largest), largest, 1), 1e-37, 1e37)
+    scale = jax.lax.stop_gradient(scale)
+    squares = sum(jnp.sum(jnp.square(leaf * (1 / scale))) for leaf in leaves)
+    positive = squares > 0
+    return jnp.where(positive, scale * jnp.sqrt(jnp.where(positive, squares, 1)), squares)
+
+
+def l1(params: Params) -> Array:
+    """sum |w| over the leaves named ``w``; biases and norm scales are not penalised."""
+    return sum([jnp.sum(jnp.abs(w)) for w in _weights(params)], start=jnp.zeros(()))
+
+
+def l2(params: Params) -> Array:
+    """sum w^2 over the leaves named ``w``, without a half.
+
+    ``torch.optim``'s weight_decay=r is the penalty r / 2 * l2; Keras's ``L2(r)`` is r * l2.
+    """
+    return sum([jnp.sum(jnp.square(w)) for w in _weights(params)], start=jnp.zeros(()))
+
+
+def decayed(params: Params) -> Params:
+    """The same tree of bools: True where weight decay applies by default.
+
+    False for leaves named b, bias, scale or offset: shifts and norm scales.
+    """
+
+    def is_weight(path: Any, _: Array) -> bool:
+        return _name(path) not in ("b", "bias", "scale", "offset")
+
+    return jax.tree_util.tree_map_with_path(is_weight, params)
+
+
+def _weights(params: Params) -> list[Array]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [wide(leaf) for path, leaf in leaves if _name(path) == "w"]
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path[-1:], simple=True)
