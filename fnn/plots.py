@@ -1,0 +1,52 @@
+"""Pictures, by matplotlib, which is loaded when one is drawn."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fnn.compare import Comparison, Race, Side
+from fnn.report import ranked
+
+# Okabe & Ito's colours, told apart by the colour-blind too; yellow left out, black added.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def draw_comparison(comparison: Comparison, path: Path) -> None:
+    """Test accuracy against learning rate, and loss against step at the best rate, as PNG."""
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
+    settings = comparison.settings
+    figure = Figure(figsize=(11, 4.8), layout="constrained", dpi=150)
+    by_rate, by_step = figure.subplots(1, 2)
+    colours = {race.name: COLOURS[i % len(COLOURS)] for i, race in enumerate(comparison.races)}
+    for race in ranked(comparison):
+        for side, style in ((race.fnn, "-"), (race.optax, "--")):
+            look = {"color": colours[race.name], "linestyle": style, "linewidth": 1.6}
+            _spread(by_rate, np.asarray(settings.rates), 100 * side.test_accuracy, look)
+            _loss(by_step, race, side, look, settings.epochs)
+        by_rate.plot([], [], color=colours[race.name], label=race.name)
+    by_rate.set(xscale="log", xlabel="learning rate", ylabel="test accuracy (%)", ylim=(0, 102))
+    by_rate.set_title(f"Accuracy by learning rate\n(mean and range of {settings.seeds} seeds)")
+    by_step.set(yscale="log", xlabel="step", ylabel="training loss (nats)")
+    by_step.set_title("Loss at each one's best rate\n(mean over seeds, smoothed over an epoch)")
+    for axes in (by_rate, by_step):
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    by_rate.plot([], [], color="0.4", linestyle="-", label="by hand")
+    by_rate.plot([], [], color="0.4", linestyle="--", label="by Optax")
+    figure.legend(*by_rate.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.savefig(path)
+
+
+def _spread(axes: Any, x: np.ndarray, y: np.ndarray, look: dict[str, Any]) -> None:
+    """The mean of y [seeds, len(x)] with the range of the seeds behind it."""
+    axes.plot(x, y.mean(0), **look)
+    axes.fill_between(x, y.min(0), y.max(0), color=look["color"], alpha=0.08, linewidth=0)
+
+
+def _loss(axes: Any, race: Race, side: Side, look: dict[str, Any], epochs: int) -> None:
+    loss = side.loss[:, race.best].mean(0)
+    window = len(loss) // epochs
+    smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
+    axes.plot(np.arange(window, len(loss) + 1), smooth, **look)
