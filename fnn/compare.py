@@ -87,8 +87,8 @@ class Race(NamedTuple):
     """One optimizer, by hand and by Optax.
 
     Training amplifies rounding, so a difference between twins means little by itself. `rounding`
-    is the yardstick: how far fnn's own final parameters move, [seeds, rates], when the learning
-    rate changes in its last bit.
+    is the yardstick: how far the hand-written rule's own final parameters move, [seeds, rates],
+    when the learning rate changes in its last bit.
     """
 
     name: str
@@ -109,15 +109,17 @@ class Race(NamedTuple):
         return largest_difference(self.fnn.params, self.optax.params)
 
     @property
-    def verdict(self) -> Literal["identical", "same to rounding", "different"]:
-        """Of the twins at the best rate, over all seeds; ten times `rounding` is still rounding."""
-        difference, rounding = (
-            self.difference[:, self.best].max(),
-            self.rounding[:, self.best].max(),
-        )
+    def apart_by(self) -> Literal["nothing", "rounding", "more"]:
+        """What sets the twins apart at the best rate.
+
+        Rounding is up to 1e-4 of the largest parameter, or ten times `rounding`.
+        """
+        difference = self.difference[:, self.best].max()
         if difference == 0:
-            return "identical"
-        return "same to rounding" if difference <= 10 * rounding else "different"
+            return "nothing"
+        largest = max(abs(leaf[:, self.best]).max() for leaf in jax.tree.leaves(self.fnn.params))
+        allowed = max(1e-4 * largest, 10 * self.rounding[:, self.best].max())
+        return "rounding" if difference <= allowed else "more"
 
 
 class Comparison(NamedTuple):
@@ -200,8 +202,9 @@ def compare_optimizers(
         progress(f"{who}: training {settings.seeds * len(rates)} networks")
         results = jax.device_get(program(keys, {"learning_rate": rates}))
         done = time.perf_counter()
-        seconds = {"compile_seconds": compiled - start, "run_seconds": done - compiled}
-        return Side(**results, **seconds), program
+        return Side(
+            compile_seconds=compiled - start, run_seconds=done - compiled, **results
+        ), program
 
     def race(name: str) -> Race:
         ours, program = side(getattr(optimizers, name), f"{name} by hand")

@@ -82,11 +82,11 @@ def make_train_step(
         updates, opt_state = optimizer.update(clipped, ts.opt_state, ts.params)
         params = apply_updates(ts.params, updates)
         bad = _first_nonfinite(loss, grads, params)
-        new = (params, state, opt_state)
+        new = TrainState(params, state, opt_state, ts.step + 1)
         if nonfinite == "skip":
-            old = (ts.params, ts.state, ts.opt_state)
+            old = ts._replace(step=new.step)
             new = jax.tree.map(lambda new, old: jnp.where(bad < 0, new, old), new, old)
-        return TrainState(*new, ts.step + 1), {"loss": loss, "grad_norm": norm, "nonfinite": bad}
+        return new, {"loss": loss, "grad_norm": norm, "nonfinite": bad}
 
     return step
 
