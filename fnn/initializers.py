@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
+
+from fnn.precision import at_least_float32
 
 
 class Initializer(Protocol):
@@ -99,7 +100,7 @@ def _normal(key: Array, shape: Sequence[int], dtype: DTypeLike, deviation: float
 
 
 def _wide(dtype: DTypeLike) -> DTypeLike:
-    return jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32)
+    return at_least_float32(jax.dtypes.canonicalize_dtype(dtype))
 
 
 def _at_least_1(fan: float) -> float:

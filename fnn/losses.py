@@ -22,7 +22,9 @@ def squared_error(predictions: Array, targets: Array) -> Array:
 
 def absolute_error(predictions: Array, targets: Array) -> Array:
     """[...], [...] -> [...]: |prediction - target|, with derivative 0 at 0."""
-    return jnp.abs(_difference("absolute_error", predictions, targets)).astype(predictions.dtype)
+    difference = _difference("absolute_error", predictions, targets)
+    # jnp.abs alone has derivative 1 at 0.
+    return jnp.where(difference == 0, 0, jnp.abs(difference)).astype(predictions.dtype)
 
 
 def huber(predictions: Array, targets: Array, delta: float = 1.0) -> Array:

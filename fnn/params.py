@@ -36,7 +36,7 @@ def global_norm(tree: Params) -> Array:
     leaves = [wide(leaf) for leaf in jax.tree.leaves(tree)]
     if not leaves:
         return jnp.zeros((), jnp.float32)
-    dtype = jnp.result_type(*leaves)
+    dtype = max((leaf.dtype for leaf in leaves), key=lambda dtype: dtype.itemsize)
     leaves = [leaf.astype(dtype) for leaf in leaves]
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
     # Kept where its reciprocal is a normal number too. The norm does not depend on the scale, so

@@ -1,0 +1,247 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import fnn
+from tests.table_of_layers import LAYERS, RANDOM_LAYERS
+
+KEY = jax.random.key(0)
+every_layer = pytest.mark.parametrize("layer", LAYERS + RANDOM_LAYERS, ids=lambda row: row.name)
+every_fixed_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda row: row.name)
+HALVES = (jnp.bfloat16, jnp.float16)
+
+
+def inputs(layer, rows=3, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(1), (rows, *layer.in_shape), dtype)
+
+
+# --- properties of every row --------------------------------------------------------------------
+
+
+@every_layer
+def test_shapes_and_plain_params(layer):
+    params = layer.init(KEY)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+    assert all(name.split("/")[-1] in ("w", "b") for name in fnn.params.paths(params))
+    assert layer.apply(params, inputs(layer)).shape == (3, *layer.out_shape)
+    assert layer.apply(params, inputs(layer, rows=0)).shape == (0, *layer.out_shape)
+
+
+@every_layer
+def test_jit_is_eager(layer):
+    params, x = layer.init(KEY), inputs(layer)
+    chex.assert_trees_all_close(jax.jit(layer.apply)(params, x), layer.apply(params, x), rtol=1e-6)
+
+
+@every_fixed_layer
+def test_vmap_over_rows_is_the_batch(layer):
+    params, x = layer.init(KEY), inputs(layer)
+    one_by_one = jax.vmap(layer.apply, (None, 0))(params, x)
+    chex.assert_trees_all_close(one_by_one, layer.apply(params, x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layer", [row for row in LAYERS + RANDOM_LAYERS if row.init(KEY)], ids=lambda row: row.name
+)
+def test_vmap_over_params_is_the_loop(layer):
+    members = [layer.init(key) for key in jax.random.split(KEY, 3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    x = inputs(layer)
+    together = jax.vmap(layer.apply, (0, None))(stacked, x)
+    for member, y in zip(members, together, strict=True):
+        chex.assert_trees_all_close(y, layer.apply(member, x), rtol=1e-5, atol=1e-6)
+
+
+@every_layer
+def test_scan_is_the_loop(layer):
+    params = layer.init(KEY)
+    xs = jnp.stack([inputs(layer), 2 * inputs(layer)])
+    scanned = jax.lax.scan(lambda _, x: (None, layer.apply(params, x)), None, xs)[1]
+    chex.assert_trees_all_close(scanned, jnp.stack([layer.apply(params, x) for x in xs]), rtol=1e-5)
+
+
+@every_layer
+def test_gradients_are_the_finite_differences(layer):
+    with jax.enable_x64(True):
+        params, x = layer.init(KEY, dtype=jnp.float64), inputs(layer, dtype=jnp.float64)
+        check_grads(layer.apply, (params, x), order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, *HALVES], ids=lambda d: d.__name__)
+def test_dtype_passes_through(layer, dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        params, x = layer.init(KEY, dtype=dtype), inputs(layer, dtype=dtype)
+        chex.assert_type([*jax.tree.leaves(params), layer.apply(params, x)], dtype)
+        wide = layer.apply(
+            jax.tree.map(lambda p: p.astype(jnp.float32), params), x.astype("float32")
+        )
+        rtol = 0.05 if dtype in HALVES else 1e-5
+        chex.assert_trees_all_close(
+            layer.apply(params, x).astype("float32"), wide, rtol=rtol, atol=rtol
+        )
+
+
+@every_layer
+def test_second_call_does_not_recompile(layer):
+    traces = []
+
+    @jax.jit
+    def apply(params, x):
+        traces.append(1)
+        return layer.apply(params, x)
+
+    for seed in range(3):
+        apply(layer.init(jax.random.key(seed)), inputs(layer) + seed)
+    assert len(traces) == 1
+
+
+# --- dense and mlp ------------------------------------------------------------------------------
+
+
+def test_dense_is_its_formula():
+    params = fnn.dense_init(KEY, 5, 3)
+    params["b"] = jnp.arange(3.0)
+    x = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+    expected = x.astype(np.float64) @ np.asarray(params["w"], np.float64) + np.arange(3)
+    np.testing.assert_allclose(fnn.dense(params, x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_init_follows_the_x64_flag():
+    with jax.enable_x64(True):
+        chex.assert_type(list(fnn.dense_init(KEY, 2, 2).values()), jnp.float64)
+    chex.assert_type(list(fnn.dense_init(KEY, 2, 2).values()), jnp.float32)
+
+
+def test_twelve_layers_run_in_their_order():
+    params = fnn.mlp_init(KEY, [2] * 13)
+    assert list(fnn.params.paths(params))[:4] == [
+        "layer_00/b",
+        "layer_00/w",
+        "layer_01/b",
+        "layer_01/w",
+    ]
+    x = jnp.array([[1.0, 2.0]])
+    y = x
+    for i in range(12):
+        y = fnn.dense(params[f"layer_{i:02}"], y)
+        y = fnn.relu(y) if i < 11 else y
+    chex.assert_trees_all_close(fnn.mlp(params, x), y)
+
+
+def test_one_more_layer_leaves_the_others():
+    short, long = fnn.mlp_init(KEY, (2, 3, 4)), fnn.mlp_init(KEY, (2, 3, 4, 5))
+    chex.assert_trees_all_equal(short, {name: long[name] for name in short})
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: fnn.dense(fnn.dense_init(KEY, 64, 128), jnp.zeros((4, 63))),
+            ValueError,
+            r"dense: x has 63 features \(shape \(4, 63\)\), but w expects 64 \(shape \(64, 128\)\)",
+        ),
+        (
+            lambda: fnn.mlp(fnn.mlp_init(KEY, (64, 8, 2)), jnp.zeros((4, 63))),
+            ValueError,
+            r"mlp layer_0: x has 63 features \(shape \(4, 63\)\), but w expects 64",
+        ),
+        (
+            lambda: fnn.dense(fnn.dense_init(KEY, 4, 2), jnp.float32(1)),
+            ValueError,
+            r"dense: x has no features \(shape \(\)\)",
+        ),
+        (
+            lambda: fnn.dense(fnn.dense_init(KEY, 4, 2), jnp.zeros((1, 4), jnp.uint8)),
+            TypeError,
+            r"dense: x is uint8, expected floating point; scale it first, as in",
+        ),
+        (lambda: fnn.mlp_init(KEY, (4,)), ValueError, r"mlp_init: sizes are \(4,\), expected"),
+        (lambda: fnn.dense_init(KEY, 2, 2, biass=False), TypeError, "biass"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_layer(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_the_advice_for_images_works():
+    x = jnp.full((1, 4), 255, jnp.uint8)
+    assert fnn.dense(fnn.dense_init(KEY, 4, 2), x.astype("float32") / 255).shape == (1, 2)
+
+
+# --- dropout ------------------------------------------------------------------------------------
+
+
+def masks(key, x=None, rate=0.5):
+    return np.asarray(fnn.dropout(key, jnp.ones((64, 64)) if x is None else x, rate) != 0)
+
+
+def test_dropout_keeps_the_expectation():
+    for rate in (0.1, 0.5, 0.9):
+        y = fnn.dropout(KEY, jnp.full((1000, 1000), 3.0), rate)
+        assert abs(float((y == 0).mean()) - rate) < 5 * np.sqrt(rate * (1 - rate)) / 1000
+        np.testing.assert_allclose(np.unique(np.asarray(y)), [0, 3 / (1 - rate)], rtol=1e-6)
+
+
+def test_dropout_does_nothing_without_a_key_or_rate():
+    x = jnp.ones(3)
+    assert fnn.dropout(None, x, 0.5) is x
+    assert fnn.dropout(KEY, x, 0.0) is x
+    assert fnn.dropout(KEY, x, 0) is x
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1, 1.0, 1.5, float("nan")])
+def test_dropout_rate_must_be_a_fraction(rate):
+    with pytest.raises(ValueError, match=r"dropout: rate is .*, expected a number in \[0, 1\)"):
+        fnn.dropout(KEY, jnp.ones(3), rate)
+    with pytest.raises(ValueError, match="dropout: rate"):
+        fnn.dropout(None, jnp.ones(3), rate)
+
+
+def test_dropout_errors_name_what_came():
+    with pytest.raises(
+        TypeError, match=r"dropout: key is an array of float32\[3\], expected a key"
+    ):
+        fnn.dropout(jnp.ones(3), KEY, 0.5)
+    with pytest.raises(TypeError, match="dropout: key is int, expected a key"):
+        fnn.dropout(0, jnp.ones(3), 0.5)
+    with pytest.raises(TypeError, match="dropout: x is int32, expected floating point"):
+        fnn.dropout(KEY, jnp.ones(3, int), 0.5)
+
+
+def test_dropout_rate_may_be_swept():
+    rates = jnp.array([0.0, 0.25, 0.75])
+    y = jax.vmap(lambda rate: fnn.dropout(KEY, jnp.ones((200, 200)), rate))(rates)
+    np.testing.assert_allclose((y == 0).mean((1, 2)), rates, atol=0.02)
+    chex.assert_trees_all_equal(y[1], fnn.dropout(KEY, jnp.ones((200, 200)), 0.25))
+
+
+def test_masks_differ_between_rows_layers_and_members():
+    rows = masks(KEY)
+    assert len(np.unique(rows, axis=0)) == len(rows)
+    first, second = fnn.split(KEY, 2)
+    assert (masks(first) != masks(second)).any()
+    members = np.asarray(
+        jax.vmap(lambda key: fnn.dropout(key, jnp.ones(256), 0.5))(jax.random.split(KEY, 8))
+    )
+    assert len(np.unique(members, axis=0)) == 8
+    # Inside mlp each layer draws its own: with one mask for both, halves of equal width agree.
+    identity = {f"layer_{i}": {"w": jnp.eye(256)} for i in range(3)}
+    y = fnn.mlp(identity, jnp.ones((1, 256)), key=KEY, rate=0.5)
+    assert abs(float((y > 0).mean()) - 0.25) < 0.1
+
+
+def test_masks_are_equal_between_vmap_and_loop():
+    keys, x = jax.random.split(KEY, 4), jnp.ones((5, 7))
+    together = jax.vmap(lambda key: fnn.dropout(key, x, 0.3))(keys)
+    chex.assert_trees_all_equal(together, jnp.stack([fnn.dropout(key, x, 0.3) for key in keys]))
+
+
+def test_split_of_no_key():
+    assert fnn.split(None, 3) == [None] * 3
+    chex.assert_trees_all_equal(fnn.split(KEY, 3), jax.random.split(KEY, 3))
