@@ -179,7 +179,11 @@ def _batches(order: Array, steps: int, batch_size: int) -> tuple[Array, Array | 
     rows, places = order.shape[0], steps * batch_size
     if places <= rows:
         return order[:places].reshape(steps, batch_size), None
-    padded = jnp.concatenate([order, order[: places - rows]])
+    # The last batch is filled up with its own rows again: should one of them be bad, that batch
+    # is bad anyway, and no other row gets into it.
+    tail = order[places - batch_size :]
+    filling = jnp.tile(tail, -(-batch_size // tail.shape[0]))[: places - rows]
+    padded = jnp.concatenate([order, filling])
     mask = jnp.arange(places) < rows
     return padded.reshape(steps, batch_size), mask.reshape(steps, batch_size)
 
@@ -201,7 +205,8 @@ def _masked_mean(losses: Array, mask: Array | None) -> Array:
 
 def _select(mask: Array, values: Array, other: float) -> Array:
     # Selected, not multiplied: a padded row may be anything, NaN too.
-    return jnp.where(mask.reshape(-1, *[1] * (values.ndim - 1)) != 0, values, other)
+    counted = mask.astype(bool).reshape(-1, *[1] * (values.ndim - 1))
+    return jnp.where(counted, values, other)
 
 
 def _first_nonfinite(loss: Array, grads: Params, params: Params) -> Array:
