@@ -81,13 +81,13 @@ def rings(key: Array, rows: int, *, classes: int = 2, noise: float = 0.1) -> tup
     """Concentric circles: class c at radius c + 1."""
     labels, noise_xy, angle_key = _labels_and_noise("rings", key, rows, classes, noise)
     angle = jax.random.uniform(angle_key, (rows,), maxval=2 * jnp.pi)
-    return (labels[:, None] + 1) * _on_circle(angle) + noise_xy, labels
+    return (labels + 1).astype(noise_xy.dtype)[:, None] * _on_circle(angle) + noise_xy, labels
 
 
 def clusters(key: Array, rows: int, *, classes: int = 3, noise: float = 0.5) -> tuple[Array, Array]:
     """Normal clouds of deviation `noise`, their centres evenly on a circle of radius 2."""
     labels, noise_xy, _ = _labels_and_noise("clusters", key, rows, classes, noise)
-    return 2 * _on_circle(2 * jnp.pi * labels / classes) + noise_xy, labels
+    return 2 * _on_circle(2 * jnp.pi * (labels / classes)) + noise_xy, labels
 
 
 def xor(key: Array, rows: int, *, noise: float = 0.1) -> tuple[Array, Array]:

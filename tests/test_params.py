@@ -1,0 +1,94 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fnn
+from fnn.params import count, decayed, global_norm, l1, l2, paths
+
+PARAMS = {
+    "norm": {"scale": jnp.full(3, 2.0), "offset": jnp.zeros(3)},
+    "hidden": {"w": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "b": jnp.array([7.0, 7.0])},
+}
+
+
+def test_paths_and_count():
+    assert list(paths(PARAMS)) == ["hidden/b", "hidden/w", "norm/offset", "norm/scale"]
+    assert paths(PARAMS)["hidden/w"] is PARAMS["hidden"]["w"]
+    assert list(paths([jnp.ones(1), (jnp.ones(1),)])) == ["0", "1/0"]
+    assert paths({}) == {}
+    assert list(map(count, (PARAMS, {}, jnp.ones(()), {"w": jnp.ones((0, 3))}))) == [12, 0, 1, 0]
+
+
+def test_penalties_are_of_weights_alone():
+    assert l1(PARAMS) == 6.5
+    assert l2(PARAMS) == 14.25
+    assert l1({}) == l2({}) == l1({"b": jnp.ones(3)}) == 0
+    grads = jax.grad(l2)(PARAMS)
+    chex.assert_trees_all_equal(
+        grads["hidden"], {"w": 2 * PARAMS["hidden"]["w"], "b": jnp.zeros(2)}
+    )
+    assert l2({"w": jnp.full(4, 300, jnp.float16)}) == 360000  # beyond float16
+    with jax.enable_x64(True):
+        assert l2({"w": jnp.ones(2, jnp.float64)}).dtype == jnp.float64
+
+
+def test_decayed():
+    expected = {"norm": {"scale": False, "offset": False}, "hidden": {"w": True, "b": False}}
+    assert decayed(PARAMS) == expected
+    assert decayed((jnp.ones(1), {"kernel": jnp.ones(1), "bias": jnp.ones(1)})) == (
+        True,
+        {"kernel": True, "bias": False},
+    )
+
+
+@pytest.mark.parametrize(
+    ("tree", "norm"),
+    [
+        ({}, 0.0),
+        ({"a": jnp.zeros(3)}, 0.0),
+        ({"a": jnp.zeros((0,))}, 0.0),
+        ({"a": jnp.array([3.0]), "b": jnp.array(4.0)}, 5.0),
+        ([jnp.full(4, 1e20)], 2e20),
+        ([jnp.full(4, 1e-25)], 2e-25),
+        ([jnp.full(4, 1.5e38)], 3e38),
+        ([jnp.full(4, 300, jnp.float16)], 600.0),
+        ([jnp.full(4, 3, jnp.bfloat16), jnp.full(4, 4, jnp.float32)], 10.0),
+        ([jnp.array([1.0, jnp.inf])], np.inf),
+        ([jnp.array([jnp.nan, jnp.inf])], np.nan),
+        ([jnp.array([1.0, jnp.nan])], np.nan),
+    ],
+)  # fmt: skip
+def test_global_norm(tree, norm):
+    ours = jax.jit(global_norm)(tree)
+    np.testing.assert_allclose(ours, norm, rtol=1e-6)
+    assert ours.dtype == jnp.float32
+    assert ours.shape == ()
+    assert not ours.weak_type
+
+
+@settings(deadline=None, max_examples=50, derandomize=True)
+@given(st.lists(st.lists(st.floats(-(2.0**60), 2.0**60, width=32), max_size=4), max_size=3))
+def test_global_norm_is_numpys(values):
+    tree = [jnp.asarray(leaf, jnp.float32) for leaf in values]
+    exact = np.sqrt(sum((np.asarray(leaf, np.float64) ** 2).sum() for leaf in values))
+    np.testing.assert_allclose(global_norm(tree), exact, rtol=1e-6, atol=1e-37)
+
+
+def test_global_norm_has_derivatives():
+    assert (jax.grad(global_norm)(jnp.zeros(3)) == 0).all()
+    np.testing.assert_allclose(jax.grad(global_norm)(jnp.array([3.0, 4.0])), [0.6, 0.8], rtol=1e-6)
+    with jax.enable_x64(True):
+        jax.test_util.check_grads(
+            global_norm, ({"a": jnp.array([3.0, 4.0]), "b": jnp.ones(2)},), order=2
+        )
+        assert global_norm([jnp.ones(3), jnp.ones(1, jnp.float32)]).dtype == jnp.float64
+
+
+def test_global_norm_is_optaxs():
+    chex.assert_trees_all_close(global_norm(PARAMS), optax.tree.norm(PARAMS), rtol=1e-6)
+    assert fnn.params.global_norm is global_norm
