@@ -48,3 +48,5 @@ from fnn.training import evaluate as evaluate
 from fnn.training import fit as fit
 from fnn.training import make_train_step as make_train_step
 from fnn.training import train_init as train_init
+
+__version__ = "0.1.0"

@@ -18,13 +18,13 @@ import numpy as np
 from jax import Array
 
 from fnn import optax_wrappers, optimizers
-from fnn.data import Data
 from fnn.datasets import Splits, digits
 from fnn.initializers import kaiming_normal
 from fnn.layers import mlp, mlp_init
 from fnn.losses import accuracy, check_labels, cross_entropy
 from fnn.population import Run, sweep
 from fnn.training import evaluate, fit, make_train_step, train_init
+from fnn.types import Data
 
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)

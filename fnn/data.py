@@ -4,13 +4,12 @@ The synthetic sets are drawn from a key: ``name(key, rows) -> (x [rows, 2], labe
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-Data = Any  # any pytree of arrays that share their first axis
+from fnn.types import Data
 
 
 def rows_of(name: str, data: Data) -> int:

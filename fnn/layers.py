@@ -6,17 +6,15 @@ None, no key means deterministic.
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.nn import relu
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from fnn.initializers import Initializer, glorot_uniform
-
-Params = Any  # a nested dict of arrays
+from fnn.types import AnyArray, Params
 
 
 def dense_init(
@@ -33,12 +31,12 @@ def dense_init(
     return params | {"b": jnp.zeros(out_dim, dtype)} if bias else params
 
 
-def dense(params: Params, x: Array) -> Array:
+def dense(params: Params, x: AnyArray) -> Array:
     """[..., in_dim] -> [..., out_dim]: x @ w + b."""
     return _affine("dense", params, x)
 
 
-def dropout(key: Array | None, x: Array, rate: float) -> Array:
+def dropout(key: Array | None, x: AnyArray, rate: ArrayLike) -> AnyArray:
     """[...] -> [...]: each element is 0 with probability `rate`, else x / (1 - rate).
 
     Inverted dropout (Srivastava et al. 2014): the expectation is x, so nothing is left to do
@@ -90,11 +88,11 @@ def mlp_init(
 
 def mlp(
     params: Params,
-    x: Array,
+    x: AnyArray,
     *,
     activation: Callable[[Array], Array] = relu,
     key: Array | None = None,
-    rate: float = 0.0,
+    rate: ArrayLike = 0.0,
 ) -> Array:
     """[..., in_dim] -> [..., out_dim]: dense layers with `activation` and dropout between.
 
@@ -109,14 +107,14 @@ def mlp(
         return _affine(f"mlp {last}", params[last], x)
 
 
-def _affine(layer: str, params: Params, x: Array) -> Array:
+def _affine(layer: str, params: Params, x: AnyArray) -> Array:
     w = params["w"]
     _check_input(layer, x, w)
     y = x @ w
     return y + params["b"] if "b" in params else y
 
 
-def _check_input(layer: str, x: Array, w: Array) -> None:
+def _check_input(layer: str, x: AnyArray, w: Array) -> None:
     if x.ndim == 0 or x.shape[-1] != w.shape[-2]:
         features = x.shape[-1] if x.ndim else "no"
         raise ValueError(

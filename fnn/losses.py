@@ -12,22 +12,23 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fnn.precision import wide
+from fnn.types import AnyArray
 
 
-def squared_error(predictions: Array, targets: Array) -> Array:
+def squared_error(predictions: AnyArray, targets: AnyArray) -> Array:
     """[...], [...] -> [...]: (prediction - target)^2, without a half."""
     difference = _difference("squared_error", predictions, targets)
     return (difference**2).astype(predictions.dtype)
 
 
-def absolute_error(predictions: Array, targets: Array) -> Array:
+def absolute_error(predictions: AnyArray, targets: AnyArray) -> Array:
     """[...], [...] -> [...]: |prediction - target|, with derivative 0 at 0."""
     difference = _difference("absolute_error", predictions, targets)
     # jnp.abs alone has derivative 1 at 0.
     return jnp.where(difference == 0, 0, jnp.abs(difference)).astype(predictions.dtype)
 
 
-def huber(predictions: Array, targets: Array, delta: float = 1.0) -> Array:
+def huber(predictions: AnyArray, targets: AnyArray, delta: float = 1.0) -> Array:
     """[...], [...] -> [...]: d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2).
 
     Huber 1964; `delta` is in the units of the targets.
@@ -40,7 +41,7 @@ def huber(predictions: Array, targets: Array, delta: float = 1.0) -> Array:
     return (0.5 * inner**2 + limit * (distance - inner)).astype(predictions.dtype)
 
 
-def binary_cross_entropy(logits: Array, labels: Array) -> Array:
+def binary_cross_entropy(logits: AnyArray, labels: AnyArray) -> Array:
     """[...], [...] -> [...]: -y log s(x) - (1 - y) log s(-x), in nats, s the sigmoid.
 
     `labels` are bools, 0 and 1, or probabilities between.
@@ -48,12 +49,12 @@ def binary_cross_entropy(logits: Array, labels: Array) -> Array:
     _check_float("binary_cross_entropy", "logits", logits)
     _check_same_shape("binary_cross_entropy", "logits", logits, "labels", labels)
     x = wide(logits)
-    y = labels.astype(x.dtype)
+    y = jnp.asarray(labels, x.dtype)
     losses = -y * jax.nn.log_sigmoid(x) - (1 - y) * jax.nn.log_sigmoid(-x)
     return losses.astype(logits.dtype)
 
 
-def cross_entropy(logits: Array, labels: Array, *, label_smoothing: float = 0.0) -> Array:
+def cross_entropy(logits: AnyArray, labels: AnyArray, *, label_smoothing: float = 0.0) -> Array:
     """[..., classes], int [...] or probabilities [..., classes] -> [...], in nats.
 
     -sum_i q_i log softmax(logits)_i, where q is the labels' distribution, mixed with
@@ -63,6 +64,7 @@ def cross_entropy(logits: Array, labels: Array, *, label_smoothing: float = 0.0)
     _check_float("cross_entropy", "logits", logits)
     _check_fraction("cross_entropy", "label_smoothing", label_smoothing)
     _check_labels_shape(logits, labels)
+    labels = jnp.asarray(labels)
     classes = logits.shape[-1]
     log_p = jax.nn.log_softmax(wide(logits))
     if jnp.issubdtype(labels.dtype, jnp.integer):
@@ -80,7 +82,7 @@ def cross_entropy(logits: Array, labels: Array, *, label_smoothing: float = 0.0)
     return losses.astype(logits.dtype)
 
 
-def accuracy(logits: Array, labels: Array) -> Array:
+def accuracy(logits: AnyArray, labels: AnyArray) -> Array:
     """[..., classes], int [...] or probabilities [..., classes] -> float32 [...]: 1 where right.
 
     Of tied logits the first counts as the answer. NaN logits are never right.
@@ -116,14 +118,14 @@ def _expected_surprise(log_p: Array, q: Array) -> Array:
     return -jnp.where(counted, q * jnp.where(counted, log_p, 0), 0).sum(-1)
 
 
-def _difference(name: str, predictions: Array, targets: Array) -> Array:
+def _difference(name: str, predictions: AnyArray, targets: AnyArray) -> Array:
     _check_float(name, "predictions", predictions)
     _check_same_shape(name, "predictions", predictions, "targets", targets)
     predictions = wide(predictions)
     return predictions - targets.astype(predictions.dtype)
 
 
-def _check_float(name: str, argument: str, x: Array) -> None:
+def _check_float(name: str, argument: str, x: AnyArray) -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name}: {argument} are {x.dtype}, expected floating point")
 
@@ -133,7 +135,7 @@ def _check_fraction(name: str, argument: str, value: float) -> None:
         raise ValueError(f"{name}: {argument} is {value}, expected a number from 0 to 1")
 
 
-def _check_same_shape(name: str, first: str, a: Array, second: str, b: Array) -> None:
+def _check_same_shape(name: str, first: str, a: AnyArray, second: str, b: AnyArray) -> None:
     # Broadcasting [n] against [n, 1] would silently compare every row with every other.
     if a.shape != b.shape:
         raise ValueError(
@@ -142,7 +144,7 @@ def _check_same_shape(name: str, first: str, a: Array, second: str, b: Array) ->
         )
 
 
-def _check_labels_shape(logits: Array, labels: Array, name: str = "cross_entropy") -> None:
+def _check_labels_shape(logits: AnyArray, labels: AnyArray, name: str = "cross_entropy") -> None:
     integer = jnp.issubdtype(labels.dtype, jnp.integer)
     expected = logits.shape[:-1] if integer else logits.shape
     if logits.ndim == 0 or labels.shape != expected:

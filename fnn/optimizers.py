@@ -14,25 +14,20 @@ one tree for each thing remembered, of half-precision parameters in float32.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 from jax.typing import ArrayLike
 
 from fnn.params import decayed, global_norm, paths
 from fnn.precision import wide_dtype
+from fnn.types import Params
 
-Params = Any  # a nested dict of arrays, or any other pytree
+Optimizer = optax.GradientTransformation  # a NamedTuple of two functions: init, update
 Schedule = Callable[[Array], ArrayLike]
-
-
-class Optimizer(NamedTuple):
-    """Two pure functions; ``optax.GradientTransformation`` is one as it stands."""
-
-    init: Callable[[Params], Any]
-    update: Callable[..., tuple[Params, Any]]
 
 
 # --- the rules, one array at a time -----------------------------------------------------------
@@ -179,16 +174,16 @@ def chain(*transforms: Any) -> Optimizer:
     def init(params: Params) -> tuple[Any, ...]:
         return tuple(transform.init(params) for transform in transforms)
 
-    def update(grads: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
         if len(state) != len(transforms):
             raise ValueError(
                 f"chain: state is of {len(state)} transforms, expected {len(transforms)}"
             )
         new = []
         for transform, s in zip(transforms, state, strict=True):
-            grads, s = transform.update(grads, s, params)
+            updates, s = transform.update(updates, s, params)
             new.append(s)
-        return grads, tuple(new)
+        return updates, tuple(new)
 
     return Optimizer(init, update)
 
@@ -202,8 +197,8 @@ def clip_by_global_norm(max_norm: ArrayLike) -> Optimizer:
     """
     _check_range("clip_by_global_norm", "max_norm", max_norm, 0, math.inf)
 
-    def update(grads: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
-        return scale_to_norm(grads, global_norm(grads), max_norm), state
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
+        return scale_to_norm(updates, global_norm(updates), max_norm), state
 
     return Optimizer(lambda params: (), update)
 
@@ -217,8 +212,8 @@ def clip_by_value(limit: ArrayLike) -> Optimizer:
         bound = jnp.asarray(limit, g.dtype)
         return jnp.clip(g, -bound, bound)
 
-    def update(grads: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
-        return jax.tree.map(clip, grads), state
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
+        return jax.tree.map(clip, updates), state
 
     return Optimizer(lambda params: (), update)
 
@@ -230,7 +225,7 @@ def add_weight_decay(rate: ArrayLike, mask: Any = None) -> Optimizer:
     """
     _check_range("add_weight_decay", "rate", rate, 0, math.inf)
 
-    def update(grads: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
         if params is None:
             raise ValueError("add_weight_decay: update(grads, state) came without params")
 
@@ -239,7 +234,7 @@ def add_weight_decay(rate: ArrayLike, mask: Any = None) -> Optimizer:
             decays = jnp.asarray(decays, g.dtype)
             return g + decays * jnp.asarray(rate, g.dtype) * jnp.asarray(p, g.dtype)
 
-        return jax.tree.map(decay, grads, params, _resolve_mask(mask, params)), state
+        return jax.tree.map(decay, updates, params, _resolve_mask(mask, params)), state
 
     return Optimizer(lambda params: (), update)
 
@@ -298,12 +293,10 @@ def _lift(
             for slot, value in start.items()
         }
 
-    def update(
-        grads: Params, state: dict[str, Any], params: Params = None
-    ) -> tuple[Params, dict[str, Any]]:
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
         if weight_decay is not None and params is None:
             raise ValueError(f"{name}: update(grads, state) came without params, which it decays")
-        _check_same_trees(name, grads, {"params": params} | {slot: state[slot] for slot in start})
+        _check_same_trees(name, updates, {"params": params} | {slot: state[slot] for slot in start})
         count = state["count"]
         rate = learning_rate(count) if callable(learning_rate) else learning_rate
         t = jnp.where(count < jnp.iinfo(jnp.int32).max, count + 1, count)
@@ -317,7 +310,7 @@ def _lift(
                 direction = direction + amount * jnp.asarray(p, dtype)
             return (-_as(rate, dtype) * direction).astype(jnp.asarray(g).dtype), *new
 
-        leaves, treedef = jax.tree.flatten(grads)
+        leaves, treedef = jax.tree.flatten(updates)
         nothing = [None] * len(leaves)
         columns = [
             nothing if params is None else treedef.flatten_up_to(params),

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from fnn.precision import wide
-
-Params = Any  # a nested dict of arrays
+from fnn.types import Params
 
 
 def paths(params: Params) -> dict[str, Array]:

@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+import fnn
 from fnn.compare import Comparison, Race, Side
 
 
@@ -106,8 +107,8 @@ def write_json(comparison: Comparison, path: Path) -> None:
     device = jax.devices()[0]
     document = {
         "settings": dataclasses.asdict(comparison.settings),
-        "versions": {name: metadata.version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": {"fnn": fnn.__version__, "python": platform.python_version()}
+        | {name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "numpy")},
         "device": {
             "platform": device.platform,
             "kind": device.device_kind,
@@ -127,9 +128,6 @@ def write_json(comparison: Comparison, path: Path) -> None:
         },
     }
     path.write_text(json.dumps(document, indent=1))
-
-
-_PACKAGES = ("fnn", "jax", "jaxlib", "optax", "numpy")
 
 
 def _side(side: Side, best: int, epochs: int) -> dict[str, Any]:

@@ -13,14 +13,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from fnn.data import Data, permutation, rows_of, take
-from fnn.optimizers import apply_updates, scale_to_norm
+from fnn.data import permutation, rows_of, take
+from fnn.optimizers import Optimizer, apply_updates, scale_to_norm
 from fnn.params import global_norm, paths
 from fnn.precision import wide
-
-Params = Any  # a nested dict of arrays
-State = Any  # likewise: what a forward pass updates but the gradient does not
-Metrics = dict[str, Array]
+from fnn.types import Data, Metrics, Params, State
 
 
 class TrainState(NamedTuple):
@@ -35,14 +32,14 @@ class TrainState(NamedTuple):
 Step = Callable[..., tuple[TrainState, Metrics]]
 
 
-def train_init(params: Params, optimizer: Any, state: State = ()) -> TrainState:
+def train_init(params: Params, optimizer: Optimizer, state: State = ()) -> TrainState:
     """The train state before the first step."""
     return TrainState(params, state, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
 def make_train_step(
     loss_fn: Any,
-    optimizer: Any,
+    optimizer: Optimizer,
     *,
     has_state: bool = False,
     clip_norm: ArrayLike | None = None,
