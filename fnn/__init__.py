@@ -3,6 +3,7 @@
 from fnn import activations as activations
 from fnn import data as data
 from fnn import datasets as datasets
+from fnn import dialects as dialects
 from fnn import initializers as initializers
 from fnn import optax_wrappers as optax_wrappers
 from fnn import params as params
@@ -21,6 +22,7 @@ from fnn.layers import dropout as dropout
 from fnn.layers import mlp as mlp
 from fnn.layers import mlp_init as mlp_init
 from fnn.layers import split as split
+from fnn.lifting import Optimizer as Optimizer
 from fnn.losses import absolute_error as absolute_error
 from fnn.losses import accuracy as accuracy
 from fnn.losses import binary_cross_entropy as binary_cross_entropy
@@ -28,16 +30,14 @@ from fnn.losses import check_labels as check_labels
 from fnn.losses import cross_entropy as cross_entropy
 from fnn.losses import huber as huber
 from fnn.losses import squared_error as squared_error
-from fnn.optimizers import Optimizer as Optimizer
+from fnn.matrix_optimizers import adafactor as adafactor
+from fnn.matrix_optimizers import muon as muon
 from fnn.optimizers import adagrad as adagrad
 from fnn.optimizers import adam as adam
 from fnn.optimizers import adamw as adamw
-from fnn.optimizers import add_weight_decay as add_weight_decay
-from fnn.optimizers import apply_updates as apply_updates
-from fnn.optimizers import chain as chain
-from fnn.optimizers import clip_by_global_norm as clip_by_global_norm
-from fnn.optimizers import clip_by_value as clip_by_value
+from fnn.optimizers import lion as lion
 from fnn.optimizers import momentum as momentum
+from fnn.optimizers import nadam as nadam
 from fnn.optimizers import nesterov as nesterov
 from fnn.optimizers import rmsprop as rmsprop
 from fnn.optimizers import sgd as sgd
@@ -48,5 +48,15 @@ from fnn.training import evaluate as evaluate
 from fnn.training import fit as fit
 from fnn.training import make_train_step as make_train_step
 from fnn.training import train_init as train_init
+from fnn.transforms import adaptive_clip as adaptive_clip
+from fnn.transforms import add_weight_decay as add_weight_decay
+from fnn.transforms import apply_updates as apply_updates
+from fnn.transforms import by_path as by_path
+from fnn.transforms import chain as chain
+from fnn.transforms import clip_by_global_norm as clip_by_global_norm
+from fnn.transforms import clip_by_norm as clip_by_norm
+from fnn.transforms import clip_by_value as clip_by_value
+from fnn.transforms import freeze as freeze
+from fnn.transforms import keep_precision as keep_precision
 
 __version__ = "0.1.0"

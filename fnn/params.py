@@ -4,6 +4,7 @@ A path joins the keys that lead to a leaf: ``hidden/w``.
 """
 
 import math
+import re
 from typing import Any
 
 import jax
@@ -60,6 +61,26 @@ def l2(params: Params) -> Array:
     return sum([jnp.sum(jnp.square(w)) for w in _weights(params)], start=jnp.zeros(()))
 
 
+def matching(params: Params, *patterns: str) -> Params:
+    """The same tree of bools: True where the leaf's path matches one of the patterns.
+
+    In a pattern ``*`` is anything within one name and ``**/`` any number of names: ``**/b``.
+    """
+
+    def matches(path: Any, _: Array) -> bool:
+        whole = jax.tree_util.keystr(path, simple=True, separator="/")
+        return any(path_matches(pattern, whole) for pattern in patterns)
+
+    return jax.tree_util.tree_map_with_path(matches, params)
+
+
+def path_matches(pattern: str, path: str) -> bool:
+    """Whether the path matches the pattern, as in `matching`."""
+    parts = re.split(r"(\*\*/|\*\*|\*)", pattern)
+    wild = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*"}
+    return bool(re.fullmatch("".join(wild.get(part, re.escape(part)) for part in parts), path))
+
+
 def decayed(params: Params) -> Params:
     """The same tree of bools: True where weight decay applies by default.
 
@@ -78,4 +99,5 @@ def _weights(params: Params) -> list[Array]:
 
 
 def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path[-1:], simple=True)
+    # A group of `by_path` holds its leaves under whole paths.
+    return jax.tree_util.keystr(path[-1:], simple=True).split("/")[-1]

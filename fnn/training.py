@@ -14,9 +14,10 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from fnn.data import permutation, rows_of, take
-from fnn.optimizers import Optimizer, apply_updates, scale_to_norm
+from fnn.lifting import Optimizer
 from fnn.params import global_norm, paths
 from fnn.precision import wide
+from fnn.transforms import apply_updates, scale_to_norm
 from fnn.types import Data, Metrics, Params, State
 
 
@@ -52,8 +53,9 @@ def make_train_step(
     where `mask`, [batch], is not 0, weighted by it; a scalar is taken as it is.
 
     Gradients whose global norm exceeds `clip_norm` are scaled to it. `optimizer` is fnn's or
-    Optax's. Metrics are scalars: "loss", "grad_norm" before clipping, and "nonfinite": -1, or
-    the number of the first leaf of params, in the order of `params.paths`, whose gradient or
+    Optax's. Metrics are scalars: "loss", "grad_norm" before clipping, "learning_rate" where the
+    optimizer's state tells it (fnn's, ``optax.inject_hyperparams``), and "nonfinite": -1, or the
+    number of the first leaf of params, in the order of `params.paths`, whose gradient or
     new value is not finite, or the number of leaves if only the loss is not. With `nonfinite`
     "skip" such a step changes nothing but the step counter; with "ignore" it is taken.
     """
@@ -83,7 +85,8 @@ def make_train_step(
         if nonfinite == "skip":
             old = ts._replace(step=new.step)
             new = jax.tree.map(lambda new, old: jnp.where(bad < 0, new, old), new, old)
-        return new, {"loss": loss, "grad_norm": norm, "nonfinite": bad}
+        metrics = {"loss": loss, "grad_norm": norm, "nonfinite": bad}
+        return new, metrics | _learning_rates(opt_state)
 
     return step
 
@@ -204,6 +207,16 @@ def _select(mask: Array, values: Array, other: float) -> Array:
     # Selected, not multiplied: a padded row may be anything, NaN too.
     counted = mask.astype(bool).reshape(-1, *[1] * (values.ndim - 1))
     return jnp.where(counted, values, other)
+
+
+def _learning_rates(opt_state: Any) -> Metrics:
+    """What the state says of the rate; of several groups, each under its own name."""
+    found = {
+        path: leaf
+        for path, leaf in paths(opt_state).items()
+        if path.split("/")[-1] == "learning_rate"
+    }
+    return {"learning_rate": next(iter(found.values()))} if len(found) == 1 else found
 
 
 def _first_nonfinite(loss: Array, grads: Params, params: Params) -> Array:

@@ -86,6 +86,32 @@ def adamw(rate, b1, b2, eps, weight_decay=0.0):
     return step
 
 
+def nadam(rate, b1, b2, eps):
+    m = v = t = 0
+
+    def step(p, g):
+        nonlocal m, v, t
+        t += 1
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g * g
+        m_hat = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+        return p - rate * m_hat / (np.sqrt(v / (1 - b2**t)) + eps)
+
+    return step
+
+
+def lion(rate, b1, b2, weight_decay):
+    m = 0
+
+    def step(p, g):
+        nonlocal m
+        direction = np.sign(b1 * m + (1 - b1) * g)
+        m = b2 * m + (1 - b2) * g
+        return p - rate * (direction + weight_decay * p)
+
+    return step
+
+
 OPTIMIZERS = [
     Row("sgd", {}, sgd),
     Row("momentum", {"decay": 0.9}, momentum),
@@ -94,4 +120,6 @@ OPTIMIZERS = [
     Row("rmsprop", {"decay": 0.9, "eps": 1e-8}, rmsprop),
     Row("adam", {"b1": 0.9, "b2": 0.999, "eps": 1e-8}, adamw),
     Row("adamw", {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01}, adamw),
+    Row("nadam", {"b1": 0.9, "b2": 0.999, "eps": 1e-8}, nadam),
+    Row("lion", {"b1": 0.9, "b2": 0.99, "weight_decay": 0.01}, lion),
 ]

@@ -55,9 +55,11 @@ def test_optax_twins_have_the_same_signatures():
     for name, twin in vars(fnn.optax_wrappers).items():
         if inspect.isfunction(twin) and twin.__module__ == "fnn.optax_wrappers":
             ours, theirs = (inspect.signature(f).parameters for f in (getattr(fnn, name), twin))
-            assert [(p.name, p.default, p.kind) for p in ours.values()] == [
-                (p.name, p.default, p.kind) for p in theirs.values()
-            ], name
+            mine = {p.name: (p.default, p.kind) for p in ours.values()}
+            # A rule by hand may have more words, for the definitions that Optax does not offer.
+            assert {p.name: (p.default, p.kind) for p in theirs.values()}.items() <= mine.items()
+            positional = [p.name for p in ours.values() if p.kind != inspect.Parameter.KEYWORD_ONLY]
+            assert list(theirs)[: len(positional)] == positional, name
 
 
 def test_the_readmes_program_runs(tmp_path, request):

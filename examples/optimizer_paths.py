@@ -1,0 +1,142 @@
+"""Six rules on four surfaces: where does each go, and does its Optax twin go there too?
+
+python examples/optimizer_paths.py [--quick]      writes out/optimizer_paths.png
+
+The twins differ by rounding alone. Let rmsprop run on in Beale's narrow valley, and it bounces
+between the sides chaotically, so that rounding soon shows; here it stops before.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+import fnn
+
+# Not the best rates, but those that show what a rule is like.
+RULES = {  # Okabe & Ito's colours; rates on the four SURFACES
+    "sgd": ("#009E73", (0.006, 0.0012, 0.03, 0.18)),
+    "momentum": ("#0072B2", (0.001, 0.0003, 0.01, 0.02)),
+    "nesterov": ("#56B4E9", (0.001, 0.0003, 0.01, 0.02)),
+    "adagrad": ("#E69F00", (0.4, 0.6, 0.2, 0.8)),
+    "rmsprop": ("#CC79A7", (0.012, 0.015, 0.02, 0.06)),
+    "adam": ("#D55E00", (0.1, 0.2, 0.03, 0.3)),
+}
+
+MARK: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "linestyle": ""}
+START = MARK | {"label": "start", "marker": "s", "markersize": 8}
+GOAL = MARK | {"label": "minimum or saddle point", "marker": "*", "markersize": 15}
+END = MARK | {"label": "end", "marker": "o", "markersize": 9, "markeredgecolor": "white"}
+TWIN = {
+    "label": "the same by Optax",
+    "color": "black",
+    "linewidth": 0.9,
+    "linestyle": (0, (1, 1.6)),
+}
+
+
+class Surface(NamedTuple):
+    """A function of the plane, the piece of it to draw, and what to mark on it."""
+
+    height: Callable[[Any, Any], Any]
+    x: tuple[float, float]
+    y: tuple[float, float]
+    start: tuple[float, float]
+    goal: tuple[float, float]
+    steps: int
+
+
+def beale(x, y):
+    return (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2
+
+
+def rosenbrock(x, y):
+    return (1 - x) ** 2 + 100 * (y - x**2) ** 2
+
+
+def saddle(x, y):
+    return x**2 - jnp.minimum(y**2, 4)  # flat beyond the picture, lest the paths run to infinity
+
+
+def valley(x, y):
+    return (x**2 / 10 + 10 * y**2) / 2  # curved 100 times as much across as along
+
+
+SURFACES = {
+    "Beale": Surface(beale, (0, 3.6), (-1.2, 1.8), (1, 1.5), (3, 0.5), 200),
+    "Rosenbrock": Surface(rosenbrock, (-1.8, 1.6), (-0.6, 2.6), (-0.5, 2.2), (1, 1), 300),
+    "Saddle": Surface(saddle, (-2.1, 1.1), (-1.0, 1.8), (-1.8, 0.01), (0, 0), 80),
+    "Long valley": Surface(valley, (-10, 2.5), (-1.7, 1.9), (-9, 1.5), (0, 0), 100),
+}
+
+
+def path(surface: Surface, optimizer: Any, steps: int) -> jax.Array:
+    """Every point a rule visits, the start included: one scan."""
+
+    def step(carry, _):
+        params, state = carry
+        grads = jax.grad(lambda params: surface.height(*params["xy"]))(params)
+        updates, state = optimizer.update(grads, state, params)
+        return (fnn.apply_updates(params, updates), state), params["xy"]
+
+    params = {"xy": jnp.array(surface.start, float)}
+    return jax.lax.scan(step, (params, optimizer.init(params)), length=steps + 1)[1]
+
+
+def draw_surface(axes: Any, name: str, surface: Surface) -> None:
+    x, y = np.meshgrid(np.linspace(*surface.x, 400), np.linspace(*surface.y, 400))
+    height = np.asarray(surface.height(x, y))
+    levels = height.max() * np.geomspace(1e-4, 1, 13)
+    if height.min() < 0:  # the saddle: the upper levels, uphill and downhill
+        levels = np.concatenate([-levels[:5:-1], levels[6:]])
+    shades = np.linspace(1, 0.87, len(levels) + 1).astype(str)
+    axes.contourf(x, y, height, levels, colors=shades, extend="both")
+    axes.contour(x, y, height, levels, colors="0.75", linewidths=0.5, linestyles="solid")
+    axes.set(title=name, xlim=surface.x, ylim=surface.y, xticks=[], yticks=[])
+    axes.plot(*surface.start, zorder=5, **START)
+    axes.plot(*surface.goal, zorder=5, **GOAL)
+
+
+def draw_path(axes: Any, colour: str, by_hand: Any, by_optax: Any, width: float) -> None:
+    axes.plot(*by_hand.T, color=colour, linewidth=width, solid_joinstyle="round")
+    axes.plot(*by_optax.T, **TWIN)
+    axes.plot(*by_hand[-1], zorder=4, **END | {"color": colour})
+
+
+def key() -> list[Line2D]:
+    """One legend for all panels."""
+    looks = [{"label": rule, "color": c, "linewidth": 3} for rule, (c, _) in RULES.items()]
+    looks += [START, GOAL, END | {"color": "0.5"}, TWIN]
+    return [Line2D([], [], **look) for look in looks]
+
+
+def main(quick: bool = False, out: Path = Path("out")) -> None:
+    """Follow each rule and its twin down each surface, and draw one on top of the other."""
+    run = jax.jit(path, static_argnums=(0, 1, 2))
+    figure = Figure(figsize=(32 / 3, 9.8), dpi=150)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
+    panels = figure.subplots(2, 2).flat
+    print(f"{'surface':12}  {'rule':8}  height at the end  furthest from its twin")
+    for i, (axes, (name, surface)) in enumerate(zip(panels, SURFACES.items(), strict=True)):
+        steps = surface.steps // 10 if quick else surface.steps
+        draw_surface(axes, f"{name}, {steps} steps", surface)
+        for j, (rule, (colour, rates)) in enumerate(RULES.items()):
+            by_hand = run(surface, getattr(fnn, rule)(rates[i]), steps)
+            by_optax = run(surface, getattr(fnn.optax_wrappers, rule)(rates[i]), steps)
+            apart = jnp.linalg.norm(by_hand - by_optax, axis=-1).max()
+            print(f"{name:12}  {rule:8}  {surface.height(*by_hand[-1]):17.1e}  {apart:22.1e}")
+            draw_path(axes, colour, by_hand, by_optax, 4.4 - 0.4 * j)
+    figure.legend(handles=key(), loc="outside lower center", ncols=5, frameon=False)
+    out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out / "optimizer_paths.png")
+    print(f"drawn in {out / 'optimizer_paths.png'}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
