@@ -33,12 +33,7 @@ MARK: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "linestyle
 START = MARK | {"label": "start", "marker": "s", "markersize": 8}
 GOAL = MARK | {"label": "minimum or saddle point", "marker": "*", "markersize": 15}
 END = MARK | {"label": "end", "marker": "o", "markersize": 9, "markeredgecolor": "white"}
-TWIN = {
-    "label": "the same by Optax",
-    "color": "black",
-    "linewidth": 0.9,
-    "linestyle": (0, (1, 1.6)),
-}
+TWIN = {"label": "the same by Optax", "color": "black", "lw": 0.9, "ls": (0, (1, 1.6))}
 
 
 class Surface(NamedTuple):

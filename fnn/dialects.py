@@ -112,11 +112,3 @@ def table() -> str:
 
 def _cell(arguments: Mapping[str, Any]) -> str:
     return "<br>".join(f"`{key}={value!r}`" for key, value in arguments.items()) or "as it is"
-
-
-if __name__ == "__main__":
-    from pathlib import Path
-
-    page = Path("docs/dialects.md")
-    head, _, _ = page.read_text().partition("| rule |")
-    page.write_text(head + table())
