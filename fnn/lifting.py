@@ -15,7 +15,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from fnn.params import decayed, paths
+from fnn.params import paths, resolve_mask
 from fnn.precision import wide_dtype
 from fnn.types import Params
 
@@ -141,13 +141,6 @@ def as_number(value: ArrayLike, dtype: Any) -> Any:
 
 
 # --- checks -----------------------------------------------------------------------------------
-
-
-def resolve_mask(mask: Any, params: Params) -> Params:
-    """A tree of bools: of a tree or a prefix, of a function of params, by default `decayed`."""
-    if mask is None:
-        return decayed(params)
-    return jax.tree.broadcast(mask(params) if callable(mask) else mask, params)
 
 
 def check_learning_rate(name: str, learning_rate: Rate) -> None:

@@ -5,7 +5,8 @@ A path joins the keys that lead to a leaf: ``hidden/w``.
 
 import math
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ from jax import Array
 
 from fnn.precision import wide
 from fnn.types import Params
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def paths(params: Params) -> dict[str, Array]:
@@ -61,6 +65,27 @@ def l2(params: Params) -> Array:
     return sum([jnp.sum(jnp.square(w)) for w in _weights(params)], start=jnp.zeros(()))
 
 
+def summary(params: Params, groups: Sequence[str] = (), mask: Any = None) -> "Table":
+    """A table for ``rich.print``: path, shape, dtype, number of parameters, whether it decays.
+
+    `mask` is as in `adamw`, by default `decayed`; of `groups`, patterns as `by_path` has them,
+    each row names its own.
+    """
+    from rich.table import Table
+
+    table = Table(caption=f"{count(params):,} parameters", caption_justify="left")
+    columns = ("path", "shape", "dtype", "parameters", "decays", *(["group"] if groups else []))
+    for column in columns:
+        table.add_column(column, justify="right" if column == "parameters" else "left")
+    decays = jax.tree.leaves(resolve_mask(mask, params))
+    for (path, leaf), decay in zip(paths(params).items(), decays, strict=True):
+        group = [next((g for g in groups if path_matches(g, path)), "none")] if groups else []
+        shape = str(list(leaf.shape))
+        size = f"{math.prod(leaf.shape):,}"
+        table.add_row(path, shape, str(leaf.dtype), size, "yes" if decay else "no", *group)
+    return table
+
+
 def matching(params: Params, *patterns: str) -> Params:
     """The same tree of bools: True where the leaf's path matches one of the patterns.
 
@@ -91,6 +116,13 @@ def decayed(params: Params) -> Params:
         return _name(path) not in ("b", "bias", "scale", "offset")
 
     return jax.tree_util.tree_map_with_path(is_weight, params)
+
+
+def resolve_mask(mask: Any, params: Params) -> Params:
+    """A tree of bools: of a tree or a prefix, of a function of params, by default `decayed`."""
+    if mask is None:
+        return decayed(params)
+    return jax.tree.broadcast(mask(params) if callable(mask) else mask, params)
 
 
 def _weights(params: Params) -> list[Array]:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fnn.lifting import Optimizer, as_number, check_range, next_count, resolve_mask
-from fnn.params import global_norm, path_matches, paths
+from fnn.lifting import Optimizer, as_number, check_range, next_count
+from fnn.params import global_norm, path_matches, paths, resolve_mask
 from fnn.precision import wide
 from fnn.types import Params
 
@@ -281,7 +281,11 @@ def keep_precision(
         else:
             rounded = _round_tree(jax.random.fold_in(key, state["count"]), target, params)
             new = {"count": next_count(state["count"])}
-        moves = jax.tree.map(lambda x, p: wide(x) - wide(p), rounded, params)
+
+        def move(x: Array, p: ArrayLike, step: Array) -> Array:
+            return step if x.dtype == step.dtype else wide(x) - wide(p)
+
+        moves = jax.tree.map(move, rounded, params, steps)
         return moves, new | {"inner": inner}
 
     return Optimizer(init, update)

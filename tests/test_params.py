@@ -1,3 +1,5 @@
+import io
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 import fnn
 from fnn.params import count, decayed, global_norm, l1, l2, paths
@@ -92,3 +95,21 @@ def test_global_norm_has_derivatives():
 def test_global_norm_is_optaxs():
     chex.assert_trees_all_close(global_norm(PARAMS), optax.tree.norm(PARAMS), rtol=1e-6)
     assert fnn.params.global_norm is global_norm
+
+
+def test_summary():
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(fnn.summary(PARAMS, groups=["norm/*", "**/b"]))
+    rows = {
+        line.split("│")[1].strip(): [c.strip() for c in line.split("│")[2:-1]]
+        for line in console.export_text().splitlines()
+        if "│" in line
+    }
+    assert rows == {
+        "hidden/b": ["[2]", "float32", "2", "no", "**/b"],
+        "hidden/w": ["[2, 2]", "float32", "4", "yes", "none"],
+        "norm/offset": ["[3]", "float32", "3", "no", "norm/*"],
+        "norm/scale": ["[3]", "float32", "3", "no", "norm/*"],
+    }
+    everything = fnn.summary(PARAMS, mask=True)
+    assert list(everything.columns[4].cells) == ["yes"] * 4
