@@ -124,10 +124,19 @@ def safe_sqrt(x: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 
 
+@jax.custom_jvp
 def safe_divide(x: Array, y: Array) -> Array:
-    """x / y, and 0 where y is 0, value and derivative."""
+    """x / y, and 0 where y is 0, value and derivative, finite at divisors like 1e-30 too."""
     usable = y != 0
     return jnp.where(usable, x / jnp.where(usable, y, 1), 0)
+
+
+@safe_divide.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    # JAX's own has 1 / y^2 in it, which overflows long before (x / y) / y does.
+    (x, y), (dx, dy) = primals, tangents
+    quotient = safe_divide(x, y)
+    return quotient, safe_divide(dx - quotient * dy, y)
 
 
 def next_count(count: Array) -> Array:

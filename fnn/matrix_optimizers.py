@@ -28,9 +28,9 @@ def _adafactor(g, t, rate, row, column, full, decay, eps, clip, p=None, *, scale
         i, j = axes
         row = b * row + (1 - b) * square.mean(j)
         column = b * column + (1 - b) * square.mean(i)
-        relative = row / row.mean(i - (i > j), keepdims=True)
+        relative = safe_divide(row, row.mean(i - (i > j), keepdims=True))
         root = jnp.sqrt(jnp.expand_dims(relative, j)) * jnp.sqrt(jnp.expand_dims(column, i))
-    u = g / root
+    u = safe_divide(g, root)
     u = u * (1 / jnp.maximum(1, _root_mean_square(u) / clip))
     size = jnp.maximum(_root_mean_square(p), 1e-3) if scaled else 1.0
     return rate * size * u, {"row": row, "column": column, "full": full}

@@ -255,6 +255,38 @@ def test_orthogonalize_makes_singular_values_one():
     assert (zero == 0).all()
 
 
+VARIANTS = {
+    "momentum": lambda a: fnn.momentum(a, a, dampening=a, dampen_first=False, rate_inside=True),
+    "adagrad": lambda a: fnn.adagrad(a, 0.0, a * 1e-7, eps_inside=False),
+    "rmsprop": lambda a: fnn.rmsprop(a, a, a * 1e-7, eps_inside=False, centered=True, momentum=a),
+    "adam": lambda a: fnn.adam(a, a, a, a * 1e-7, eps_root=a * 1e-9, eps_hat=True, amsgrad="raw"),
+    "amsgrad": lambda a: fnn.adam(a, a, a, 0.0, amsgrad="corrected"),
+    "adam without memory": lambda a: fnn.adam(a, 0 * a, 0 * a),
+    "nadam": lambda a: fnn.nadam(a, a, a, momentum_decay=a),
+    "adafactor": lambda a: fnn.adafactor(a, a, smallest_factored=2),
+    "muon": lambda a: fnn.muon(a, a),
+    "clipped": lambda a: fnn.chain(fnn.clip_by_global_norm(a), fnn.adaptive_clip(a), fnn.sgd(a)),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_derivatives_of_every_variant_are_finite(name):
+    """In the gradient and all numbers together, after a zero, a constant and a mixed gradient."""
+
+    def end(a, scale):
+        optimizer = VARIANTS[name](a)
+        params = jnp.ones((2, 3))
+        state = optimizer.init(params)
+        for g in (jnp.zeros((2, 3)), jnp.ones((2, 3)), jnp.array([[0.0, 1, -1e-4], [1, 0, 3]])):
+            updates, state = optimizer.update(scale * g, state, params)
+        return updates.sum()
+
+    value, grads = jax.jit(jax.value_and_grad(end, argnums=(0, 1)))(0.5, 1.0)
+    assert jnp.isfinite(jnp.array([value, *grads])).all()
+    value, grads = jax.jit(jax.value_and_grad(end, argnums=(0, 1)))(0.5, 0.0)
+    assert jnp.isfinite(jnp.array([value, *grads])).all()
+
+
 # --- they do differ -----------------------------------------------------------------------------
 
 
