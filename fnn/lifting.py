@@ -66,6 +66,22 @@ def lift(
             slot: jax.tree.map(lambda p, s=s: remember(p, s), params) for slot, s in start.items()
         }
 
+    @jax.jit  # so that arrays of one shape are traced and lowered once, not each
+    def update_array(
+        g: ArrayLike, t: Array, rate: ArrayLike, p: Any, decays: Any, remembered: list[Array]
+    ) -> Any:
+        dtype = wide_dtype(g)
+        numbers = {key: as_number(value, dtype) for key, value in hyper.items()}
+        if uses_params:
+            numbers["p"] = jnp.asarray(p, dtype)
+        numbers |= dict(zip(start, remembered, strict=True))
+        alpha = as_number(rate, dtype)
+        step, new = rule(jnp.asarray(g, dtype), t.astype(dtype), alpha, **numbers)
+        if weight_decay is not None:
+            amount = as_number(weight_decay, dtype) * jnp.asarray(decays, dtype)
+            step = step + alpha * amount * jnp.asarray(p, dtype)
+        return (-step).astype(jnp.result_type(g)), *(new[slot] for slot in start)
+
     def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
         if params is None and (uses_params or weight_decay is not None):
             raise ValueError(f"{name}: update(grads, state) came without params, which it needs")
@@ -75,25 +91,15 @@ def lift(
         rate = learning_rate(count) if callable(learning_rate) else learning_rate
         t = next_count(count)
 
-        def update_array(g: ArrayLike, p: Any, decays: Any, remembered: list[Array]) -> Any:
-            dtype = wide_dtype(g)
-            numbers = {key: as_number(value, dtype) for key, value in hyper.items()}
-            if uses_params:
-                numbers["p"] = jnp.asarray(p, dtype)
-            numbers |= dict(zip(start, remembered, strict=True))
-            alpha = as_number(rate, dtype)
-            step, new = rule(jnp.asarray(g, dtype), t.astype(dtype), alpha, **numbers)
-            if weight_decay is not None:
-                amount = as_number(weight_decay, dtype) * jnp.asarray(decays, dtype)
-                step = step + alpha * amount * jnp.asarray(p, dtype)
-            return (-step).astype(jnp.result_type(g)), *(new[slot] for slot in start)
-
         absent = [None] * len(leaves)
         ps = absent if params is None else jax.tree.leaves(params)
         masks = absent if weight_decay is None else jax.tree.leaves(resolve_mask(mask, params))
         slots = [jax.tree.leaves(state[slot]) for slot in start]
         remembered = [list(row) for row in zip(*slots, strict=True)] or [[] for _ in leaves]
-        rows = list(map(update_array, leaves, ps, masks, remembered))
+        rows = [
+            update_array(g, t, rate, *rest)
+            for g, *rest in zip(leaves, ps, masks, remembered, strict=True)
+        ]
         step, *new = (treedef.unflatten([row[i] for row in rows]) for i in range(1 + len(start)))
         fixed = {"count": t, "learning_rate": jnp.asarray(rate, float)}
         return step, fixed | dict(zip(start, new, strict=True))

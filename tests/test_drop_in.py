@@ -1,0 +1,247 @@
+"""Wherever Optax, Flax and Equinox take Optax's optimizers they take these, to the same path.
+
+`test_optimizers.py` has the rules themselves and `optax.chain`. Here each wrapper of Optax's goes
+around our rule and around Optax's.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fnn
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")  # of Optax's code
+
+Make = Callable[..., Any]  # learning rate -> optimizer
+RULES: dict[str, tuple[Make, Make]] = {
+    "sgd": (fnn.sgd, optax.sgd),
+    "momentum": (fnn.momentum, partial(optax.sgd, momentum=0.9)),
+    "nesterov": (fnn.nesterov, partial(optax.sgd, momentum=0.9, nesterov=True)),
+    "adagrad": (fnn.adagrad, optax.adagrad),
+    "rmsprop": (fnn.rmsprop, optax.rmsprop),
+    "adam": (fnn.adam, optax.adam),
+    "adamw": (partial(fnn.adamw, mask=True), optax.adamw),
+    "nadam": (fnn.nadam, optax.nadam),
+    "lion": (partial(fnn.lion, mask=True), optax.lion),
+}
+every_rule = pytest.mark.parametrize("rule", RULES)
+
+STEPS = 6
+PARAMS = {"w": jnp.array([[1.0, 2.0], [-3.0, 0.5]]), "b": jnp.zeros(2)}
+RNG = np.random.default_rng(0)
+GRADS = {k: jnp.asarray(RNG.normal(size=(STEPS, *p.shape)), p.dtype) for k, p in PARAMS.items()}
+SPOILT = {k: g.at[2].set(jnp.nan) for k, g in GRADS.items()}
+
+
+def halved(first):
+    return optax.exponential_decay(first, transition_steps=1, decay_rate=0.5)
+
+
+def at_params(state, params):
+    return params
+
+
+class Around(NamedTuple):
+    wrap: Callable[[Make], Any]
+    start: Callable[[Any], Any] = lambda params: params
+    look: Callable[[Any, Any], Any] = at_params  # what is compared
+    grads: Any = GRADS
+
+
+AROUND = {
+    "partition": Around(
+        lambda make: optax.partition(
+            {"slow": make(0.01), "fast": make(0.1)}, lambda params: {"w": "slow", "b": "fast"}
+        )
+    ),
+    "multi_transform": Around(
+        lambda make: optax.multi_transform(
+            {"this": make(0.1), "Optax's": optax.sgd(0.1)}, {"w": "this", "b": "Optax's"}
+        )
+    ),
+    # Numbers are injected; bools, None and words are not and need no static_args. A function is
+    # taken for a schedule and an int for a number, so that three arguments do need them, as in
+    # Optax: a mask that is a function, smallest_factored of adafactor and iterations of muon.
+    "inject_hyperparams": Around(lambda make: optax.inject_hyperparams(make)(0.1)),
+    "inject_hyperparams, scheduled": Around(
+        lambda make: optax.inject_hyperparams(make)(learning_rate=halved(0.1))
+    ),
+    "lookahead": Around(
+        lambda make: optax.lookahead(make(0.1), 2, 0.5, reset_state=True),
+        start=optax.LookaheadParams.init_synced,
+    ),
+    "schedule_free": Around(
+        lambda make: optax.contrib.schedule_free(make(0.1), learning_rate=0.1),
+        look=lambda state, params: [
+            params,
+            optax.contrib.schedule_free_eval_params(state, params),
+        ],
+    ),
+    "flatten": Around(lambda make: optax.flatten(make(0.1))),
+    "apply_every": Around(lambda make: optax.chain(make(0.1), optax.apply_every(2))),
+    "MultiSteps": Around(
+        lambda make: optax.MultiSteps(
+            make(0.1), 2, should_skip_update_fn=optax.skip_not_finite
+        ).gradient_transformation(),
+        grads=SPOILT,
+    ),
+    "apply_if_finite": Around(lambda make: optax.apply_if_finite(make(0.1), 3), grads=SPOILT),
+    "named_chain": Around(
+        lambda make: optax.named_chain(
+            ("clip", optax.clip_by_global_norm(1.0)), ("rule", make(halved(0.1)))
+        )
+    ),
+    "conditionally_transform": Around(
+        lambda make: optax.conditionally_transform(make(0.1), lambda step: step % 2 == 0)
+    ),
+    "reduce_on_plateau": Around(
+        lambda make: optax.chain(make(0.1), optax.contrib.reduce_on_plateau(0.5, patience=1)),
+        look=lambda state, params: [params, state[-1].scale],
+    ),
+    "masked": Around(lambda make: optax.masked(make(0.1), {"w": True, "b": False})),
+}
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def follow(optimizers, look, params, grads):
+    """What `look` sees at each step under each of the optimizers: leaves [STEPS, ...]."""
+
+    def path(optimizer):
+        def step(carry, g):
+            params, state = carry
+            updates, state = optimizer.update(g, state, params, value=jnp.ones(()))
+            params = optax.apply_updates(params, updates)
+            return (params, state), look(state, params)
+
+        optimizer = optax.with_extra_args_support(optimizer)
+        return jax.lax.scan(step, (params, optimizer.init(params)), grads)[1]
+
+    return tuple(map(path, optimizers))
+
+
+def assert_same_path(ours, theirs):
+    # In float32, where Optax's Adam is off by up to 2e-5 of a step, and the steps are 0.1.
+    chex.assert_trees_all_close(ours, theirs, rtol=2e-5, atol=3e-6)
+    chex.assert_tree_all_finite(ours)
+    assert all((leaf[0] != leaf[-1]).any() for leaf in jax.tree.leaves(ours))
+
+
+@every_rule
+@pytest.mark.parametrize("name", AROUND)
+def test_optax_takes(rule, name):
+    wrap, start, look, grads = AROUND[name]
+    assert_same_path(*follow(tuple(map(wrap, RULES[rule])), look, start(PARAMS), grads))
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "optaxs_name", "first"),
+    [
+        ("momentum", "decay", "momentum", 0.9),
+        ("nesterov", "decay", "momentum", 0.9),
+        ("adagrad", "eps", "eps", 0.5),
+        ("rmsprop", "decay", "decay", 0.9),
+        ("adam", "b1", "b1", 0.9),
+        ("adamw", "weight_decay", "weight_decay", 0.5),
+        ("nadam", "b2", "b2", 0.9),
+        ("lion", "b2", "b2", 0.9),
+    ],
+)
+def test_other_numbers_can_be_scheduled(rule, name, optaxs_name, first):
+    ours, theirs = map(optax.inject_hyperparams, RULES[rule])
+    optimizers = (
+        ours(0.1, **{name: halved(first)}),
+        theirs(0.1, **{optaxs_name: halved(first)}),
+        ours(0.1, **{name: first}),
+    )
+    *scheduled, constant = follow(optimizers, at_params, PARAMS, GRADS)
+    assert_same_path(*scheduled)
+    assert abs(scheduled[0]["w"] - constant["w"]).max() > 1e-3
+
+
+@every_rule
+def test_map_params_finds_what_is_remembered(rule):
+    optimizer = RULES[rule][0](0.1)
+    state = optimizer.init(PARAMS)
+    names = {"w": "w", "b": "b"}  # or shardings, say
+    mapped = optax.tree_utils.tree_map_params(
+        optimizer, lambda _, name: name, state, names, transform_non_params=lambda _: None
+    )
+    assert mapped == dict.fromkeys(state, names) | {"count": None, "learning_rate": None}
+
+
+# --- Flax and Equinox, where they are installed -------------------------------------------------
+
+X, Y = jnp.linspace(-1, 1, 12).reshape(4, 3), jnp.linspace(0, 1, 8).reshape(4, 2)
+
+
+def assert_same_training(run):
+    ours, theirs, still = (run(o) for o in (fnn.adam(0.1), optax.adam(0.1), optax.sgd(0.0)))
+    chex.assert_trees_all_close(ours, theirs, rtol=2e-5, atol=3e-6)
+    assert all((a != b).any() for a, b in zip(*map(jax.tree.leaves, (ours, still)), strict=True))
+
+
+def test_flax_train_state_takes():
+    linen = pytest.importorskip("flax.linen", reason="Flax is not installed")
+    train_state = pytest.importorskip("flax.training.train_state", reason="Flax is not installed")
+    model = linen.Dense(2)
+
+    @jax.jit
+    def step(state):
+        def loss(params):
+            return jnp.square(state.apply_fn(params, X) - Y).mean()
+
+        return state.apply_gradients(grads=jax.grad(loss)(state.params))
+
+    def run(optimizer):
+        params = model.init(jax.random.key(0), X)
+        state = train_state.TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
+        for _ in range(STEPS):
+            state = step(state)
+        return state.params
+
+    assert_same_training(run)
+
+
+def test_flax_nnx_optimizer_takes():
+    nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed")
+
+    @nnx.jit
+    def step(model, optimizer):
+        grads = nnx.grad(lambda model: jnp.square(model(X) - Y).mean())(model)
+        optimizer.update(model, grads)
+
+    def run(optimizer):
+        model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+        optimizer = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
+        for _ in range(STEPS):
+            step(model, optimizer)
+        return nnx.to_pure_dict(nnx.state(model))
+
+    assert_same_training(run)
+
+
+def test_equinox_takes():
+    eqx = pytest.importorskip("equinox", reason="Equinox is not installed")
+
+    @eqx.filter_jit
+    def step(model, state, optimizer):
+        grads = eqx.filter_grad(lambda model: jnp.square(jax.vmap(model)(X) - Y).mean())(model)
+        params = eqx.filter(model, eqx.is_inexact_array)
+        updates, state = optimizer.update(grads, state, params)
+        return eqx.apply_updates(model, updates), state
+
+    def run(optimizer):
+        model = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))  # has leaves that are functions
+        state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+        for _ in range(STEPS):
+            model, state = step(model, state, optimizer)
+        return eqx.filter(model, eqx.is_inexact_array)
+
+    assert_same_training(run)
