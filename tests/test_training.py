@@ -501,8 +501,11 @@ def test_errors(call, error, message):
 
 
 def test_the_advice_for_scalar_losses_works():
-    fit_with(lambda p, b, k: loss_fn(p, b, k).mean(), tail="drop")
-    fit_with(lambda p, b, k: loss_fn(p, b, k).mean(), batch_size=103)
+    def scalar(params, batch, key):
+        return loss_fn(params, batch, key).mean()
+
+    for options in ({"tail": "drop"}, {"batch_size": 103}):
+        chex.assert_trees_all_close(fit_with(scalar, **options), fit_with(**options), rtol=1e-6)
 
 
 def test_data_may_be_numpy():
