@@ -104,7 +104,8 @@ def lift(
         fixed = {"count": t, "learning_rate": jnp.asarray(rate, float)}
         return step, fixed | dict(zip(start, new, strict=True))
 
-    return Optimizer(init, update)
+    # Optax's wrappers may hand on keywords, such as a loss, that no rule here needs.
+    return optax.with_extra_args_support(Optimizer(init, update))
 
 
 # --- numbers ----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -20,23 +21,29 @@ NonFinite = Literal["zero", "pass"]
 
 
 def chain(*transforms: Optimizer) -> Optimizer:
-    """One optimizer of several, the updates of each the gradients of the next."""
+    """One optimizer of several, the updates of each the gradients of the next.
+
+    Keywords given to its update, such as Optax's ``value=loss``, go to each that takes them.
+    """
+    each = [optax.with_extra_args_support(transform) for transform in transforms]
 
     def init(params: Params) -> tuple[Any, ...]:
         return tuple(transform.init(params) for transform in transforms)
 
-    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
+    def update(
+        updates: Params, state: Any, params: Params = None, **extra_args: Any
+    ) -> tuple[Params, Any]:
         if len(state) != len(transforms):
             raise ValueError(
                 f"chain: state is of {len(state)} transforms, expected {len(transforms)}"
             )
         new = []
-        for transform, s in zip(transforms, state, strict=True):
-            updates, s = transform.update(updates, s, params)
+        for transform, s in zip(each, state, strict=True):
+            updates, s = transform.update(updates, s, params, **extra_args)
             new.append(s)
         return updates, tuple(new)
 
-    return Optimizer(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def apply_updates(params: Params, updates: Params) -> Params:
@@ -117,7 +124,7 @@ def clip_by_global_norm(max_norm: ArrayLike, *, nonfinite: NonFinite = "zero") -
         norm = global_norm(updates)
         return scale_to_norm(updates, norm, max_norm, nonfinite), {"norm": norm}
 
-    return Optimizer(init, update)
+    return optax.with_extra_args_support(Optimizer(init, update))
 
 
 def adaptive_clip(
@@ -220,18 +227,23 @@ def by_group(
     def init(params: Params) -> dict[str, Any]:
         return {name: optimizers[name].init(leaves) for name, leaves in groups(params).items()}
 
-    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
+    each = {name: optax.with_extra_args_support(o) for name, o in optimizers.items()}
+
+    def update(
+        updates: Params, state: Any, params: Params = None, **extra_args: Any
+    ) -> tuple[Params, Any]:
         grads = groups(updates)
         own = dict.fromkeys(grads) if params is None else groups(params)
         done: dict[str, Any] = {
-            name: optimizers[name].update(g, state[name], own[name]) for name, g in grads.items()
+            name: each[name].update(g, state[name], own[name], **extra_args)
+            for name, g in grads.items()
         }
         leaves = {path: leaf for out, _ in done.values() for path, leaf in out.items()}
         ordered = [leaves[path] for path in paths(updates)]
         whole = jax.tree.structure(updates).unflatten(ordered)
         return whole, {name: new for name, (_, new) in done.items()}
 
-    return Optimizer(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def first_match(path: str, patterns: list[str]) -> str:
@@ -269,11 +281,16 @@ def keep_precision(
             return {"master": master, "inner": optimizer.init(master)}
         return {"count": jnp.zeros((), jnp.int32), "inner": optimizer.init(master)}
 
-    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
+    inside = optax.with_extra_args_support(optimizer)
+
+    def update(
+        updates: Params, state: Any, params: Params = None, **extra_args: Any
+    ) -> tuple[Params, Any]:
         if params is None:
             raise ValueError("keep_precision: update(grads, state) came without params")
         exact = state["master"] if key is None else jax.tree.map(wide, params)
-        steps, inner = optimizer.update(jax.tree.map(wide, updates), state["inner"], exact)
+        grads = jax.tree.map(wide, updates)
+        steps, inner = inside.update(grads, state["inner"], exact, **extra_args)
         target = apply_updates(exact, steps)
         if key is None:
             rounded = jax.tree.map(lambda x, p: x.astype(jnp.result_type(p)), target, params)
@@ -288,7 +305,7 @@ def keep_precision(
         moves = jax.tree.map(move, rounded, params, steps)
         return moves, new | {"inner": inner}
 
-    return Optimizer(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _round_tree(key: Array, target: Params, params: Params) -> Params:
@@ -318,7 +335,7 @@ def _round_at_random(key: Array, x: Array, dtype: Any) -> Array:
 
 
 def _stateless(update: Any) -> Optimizer:
-    return Optimizer(lambda params: (), update)
+    return optax.with_extra_args_support(Optimizer(lambda params: (), update))
 
 
 def _check_nonfinite(name: str, nonfinite: str) -> None:

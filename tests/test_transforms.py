@@ -108,6 +108,32 @@ def test_adaptive_clipping_is_optaxs():
         fnn.adaptive_clip().update(g, ())
 
 
+# --- keywords of Optax's ------------------------------------------------------------------------
+
+
+@runs_optax
+def test_keywords_reach_whoever_takes_them():
+    """polyak_sgd needs the loss; nothing of fnn's does, and nothing stands in its way."""
+    inner = fnn.by_path({"**/b": fnn.adam(0.1), "**": optax.polyak_sgd()})
+    around = [
+        fnn.chain(fnn.clip_by_value(9.0), fnn.clip_by_global_norm(9.0), optax.polyak_sgd()),
+        fnn.chain(inner),
+        fnn.keep_precision(inner, "master"),
+    ]
+    for optimizer in around:
+        state = optimizer.init(PARAMS)
+        small, _ = optimizer.update(GRADS, state, PARAMS, value=jnp.float32(0.1))
+        large, _ = optimizer.update(GRADS, state, PARAMS, value=jnp.float32(0.2))
+        chex.assert_trees_all_close(large["layer"]["w"], 2 * small["layer"]["w"], rtol=1e-5)
+    for optimizer in (
+        fnn.sgd(0.1),
+        fnn.adam(0.1),
+        fnn.freeze(),
+        fnn.muon(0.1, others=fnn.adam(0.1)),
+    ):
+        optimizer.update(GRADS, optimizer.init(PARAMS), PARAMS, value=jnp.float32(0.1))
+
+
 # --- groups -------------------------------------------------------------------------------------
 
 
