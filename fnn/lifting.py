@@ -33,7 +33,7 @@ def lift(
     learning_rate: Rate,
     hyper: Mapping[str, ArrayLike],
     *,
-    weight_decay: ArrayLike | None = None,
+    weight_decay: Rate | None = None,
     mask: Any = None,
     uses_params: bool = False,
 ) -> Optimizer:
@@ -46,58 +46,37 @@ def lift(
     for parameters of half precision.
     """
     check_learning_rate(name, learning_rate)
-    if weight_decay is not None:
-        check_range(name, "weight_decay", weight_decay, 0)
-
-    def rate_at(count: Array) -> Array:
-        rate = learning_rate(count) if callable(learning_rate) else learning_rate
-        return jnp.asarray(rate, float)
+    check_range(name, "weight_decay", weight_decay, 0)
+    for argument, value in hyper.items():
+        _check_number(name, argument, value)
+    needs_params = uses_params or weight_decay is not None
+    update_array = _array_update(rule, tuple(start), hyper, uses_params)
 
     def init(params: Params) -> dict[str, Any]:
         _check_floating(name, params)
         count = jnp.zeros((), jnp.int32)
-
-        def remember(p: ArrayLike, start: Start) -> Array:
-            if callable(start):
-                return start(jnp.asarray(p, wide_dtype(p)))
-            return jnp.full_like(p, start, dtype=wide_dtype(p))
-
-        return {"count": count, "learning_rate": rate_at(count)} | {
-            slot: jax.tree.map(lambda p, s=s: remember(p, s), params) for slot, s in start.items()
+        fixed = {"count": count, "learning_rate": jnp.asarray(_at(count, learning_rate), float)}
+        return fixed | {
+            slot: jax.tree.map(lambda p, s=s: _remember(p, s), params) for slot, s in start.items()
         }
 
-    @jax.jit  # so that arrays of one shape are traced and lowered once, not each
-    def update_array(
-        g: ArrayLike, t: Array, rate: ArrayLike, p: Any, decays: Any, remembered: list[Array]
-    ) -> Any:
-        dtype = wide_dtype(g)
-        numbers = {key: as_number(value, dtype) for key, value in hyper.items()}
-        if uses_params:
-            numbers["p"] = jnp.asarray(p, dtype)
-        numbers |= dict(zip(start, remembered, strict=True))
-        alpha = as_number(rate, dtype)
-        step, new = rule(jnp.asarray(g, dtype), t.astype(dtype), alpha, **numbers)
-        if weight_decay is not None:
-            amount = as_number(weight_decay, dtype) * jnp.asarray(decays, dtype)
-            step = step + alpha * amount * jnp.asarray(p, dtype)
-        return (-step).astype(jnp.result_type(g)), *(new[slot] for slot in start)
-
     def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
-        if params is None and (uses_params or weight_decay is not None):
+        if params is None and needs_params:
             raise ValueError(f"{name}: update(grads, state) came without params, which it needs")
-        _check_same_trees(name, updates, {"params": params} | {s: state[s] for s in start})
+        params = where_trained(updates, params)
+        check_same_trees(name, updates, {"params": params} | {s: state[s] for s in start})
         leaves, treedef = jax.tree.flatten(updates)
         count = state["count"]
-        rate = learning_rate(count) if callable(learning_rate) else learning_rate
+        rate, decay = _at(count, learning_rate), _at(count, weight_decay)
         t = next_count(count)
 
         absent = [None] * len(leaves)
         ps = absent if params is None else jax.tree.leaves(params)
-        masks = absent if weight_decay is None else jax.tree.leaves(resolve_mask(mask, params))
+        masks = absent if decay is None else jax.tree.leaves(resolve_mask(mask, params))
         slots = [jax.tree.leaves(state[slot]) for slot in start]
         remembered = [list(row) for row in zip(*slots, strict=True)] or [[] for _ in leaves]
         rows = [
-            update_array(g, t, rate, *rest)
+            update_array(t, rate, decay, g, *rest)
             for g, *rest in zip(leaves, ps, masks, remembered, strict=True)
         ]
         step, *new = (treedef.unflatten([row[i] for row in rows]) for i in range(1 + len(start)))
@@ -106,6 +85,52 @@ def lift(
 
     # Optax's wrappers may hand on keywords, such as a loss, that no rule here needs.
     return optax.with_extra_args_support(Optimizer(init, update))
+
+
+def _array_update(
+    rule: Rule, slots: tuple[str, ...], hyper: Mapping[str, ArrayLike], uses_params: bool
+) -> Callable[..., tuple[Array, ...]]:
+    """The rule with its numbers in the dtype that it computes in, and decoupled weight decay."""
+
+    @jax.jit  # so that arrays of one shape are traced and lowered once, not each
+    def update(
+        t: Array, rate: ArrayLike, decay: Any, g: ArrayLike, p: Any, decays: Any, remembered: Any
+    ) -> tuple[Array, ...]:
+        dtype = wide_dtype(g)
+        numbers = {key: as_number(value, dtype) for key, value in hyper.items()}
+        if uses_params:
+            numbers["p"] = jnp.asarray(p, dtype)
+        numbers |= dict(zip(slots, remembered, strict=True))
+        alpha = as_number(rate, dtype)
+        step, new = rule(jnp.asarray(g, dtype), t.astype(dtype), alpha, **numbers)
+        if decay is not None:
+            amount = as_number(decay, dtype) * jnp.asarray(decays, dtype)
+            step = step + alpha * amount * jnp.asarray(p, dtype)
+        return (-step).astype(jnp.result_type(g)), *(new[slot] for slot in slots)
+
+    return update
+
+
+def _remember(p: ArrayLike, start: Start) -> Array:
+    if callable(start):
+        return start(jnp.asarray(p, wide_dtype(p)))
+    return jnp.full_like(p, start, dtype=wide_dtype(p))
+
+
+def _at(count: Array, rate: Any) -> Any:
+    return rate(count) if callable(rate) else rate
+
+
+def where_trained(grads: Params, params: Params) -> Params:
+    """params without what has no gradient: an Equinox model holds functions, grads None there."""
+    if params is None:
+        return None
+    try:
+        return jax.tree.map(
+            lambda g, p: None if g is None else p, grads, params, is_leaf=lambda g: g is None
+        )
+    except ValueError:
+        return params  # differs otherwise too, which `check_same_trees` tells better
 
 
 # --- numbers ----------------------------------------------------------------------------------
@@ -164,6 +189,14 @@ def check_learning_rate(name: str, learning_rate: Rate) -> None:
     check_range(name, "learning_rate", learning_rate, 0)
 
 
+def _check_number(name: str, argument: str, value: Any) -> None:
+    if callable(value):
+        raise TypeError(
+            f"{name}: {argument} is a function, expected a number; learning_rate and weight_decay"
+            " may be schedules, others by optax.inject_hyperparams"
+        )
+
+
 def check_range(name: str, argument: str, value: Any, low: float, below: float = math.inf) -> None:
     """Raise ValueError unless low <= value < below, inf itself allowed; not of traced values."""
     if not isinstance(value, (int, float)) or low <= value < below or value == below == math.inf:
@@ -179,7 +212,7 @@ def _check_floating(name: str, params: Params) -> None:
             raise TypeError(f"{name}: parameter {path!r} is {dtype}, expected floating point")
 
 
-def _check_same_trees(name: str, grads: Params, others: Mapping[str, Params]) -> None:
+def check_same_trees(name: str, grads: Params, others: Mapping[str, Params]) -> None:
     """Raise ValueError naming the first leaf that grads and one of the others do not share."""
     structure = jax.tree.structure(grads)
     for what, tree in others.items():

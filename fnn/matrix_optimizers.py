@@ -64,14 +64,14 @@ def adafactor(
     check_range("adafactor", "decay", decay, 0)
     check_range("adafactor", "eps", eps, 0)
     check_range("adafactor", "clip", clip, 0)
+    _check_static("adafactor", "smallest_factored", smallest_factored)
 
     def start(which: int) -> Any:
         def zeros(p: Array) -> Array:
             axes = factored_axes(p.shape, smallest_factored)
             if (axes is None) != (which == 2):
                 return jnp.zeros(0, p.dtype)  # what this array does without
-            shape = p.shape if axes is None else np.delete(p.shape, axes[1 - which])
-            return jnp.zeros(tuple(map(int, shape)), p.dtype)
+            return jnp.zeros_like(p if axes is None else p.sum(axes[1 - which]))  # on p's devices
 
         return zeros
 
@@ -92,7 +92,7 @@ def muon(
     others: Optimizer | None = None,
     nesterov: bool = True,
     iterations: int = 5,
-    weight_decay: ArrayLike = 0.0,
+    weight_decay: Rate = 0.0,
 ) -> Optimizer:
     """Jordan et al. 2024: momentum whose singular values are all made about 1.
 
@@ -104,6 +104,7 @@ def muon(
     parameter.
     """
     check_range("muon", "decay", decay, 0, 1)
+    _check_static("muon", "iterations", iterations)
     rule = partial(_muon, nesterov=nesterov, iterations=iterations)
     matrices = lift(
         "muon", rule, {"m": 0.0}, learning_rate, {"decay": decay}, weight_decay=weight_decay
@@ -119,7 +120,9 @@ def muon(
             )
         return "others"
 
-    return by_group(group, {"matrices": matrices} | ({} if others is None else {"others": others}))
+    return by_group(
+        "muon", group, {"matrices": matrices} | ({} if others is None else {"others": others})
+    )
 
 
 def orthogonalize(x: Array, iterations: int = 5) -> Array:
@@ -144,6 +147,14 @@ def factored_axes(shape: tuple[int, ...], smallest: int) -> tuple[int, int] | No
         return None
     *_, second, largest = np.argsort(shape)
     return (int(second), int(largest)) if shape[second] >= smallest else None
+
+
+def _check_static(name: str, argument: str, value: Any) -> None:
+    if not isinstance(value, int):
+        raise TypeError(
+            f"{name}: {argument} is {type(value).__name__}, expected an int, which shapes the"
+            " program; optax.inject_hyperparams wants its name among static_args"
+        )
 
 
 def _root_mean_square(x: Params) -> Array:

@@ -225,7 +225,7 @@ def adamw(
     b1: ArrayLike = 0.9,
     b2: ArrayLike = 0.999,
     eps: ArrayLike = 1e-8,
-    weight_decay: ArrayLike = 1e-4,
+    weight_decay: Rate = 1e-4,
     mask: Any = None,
     *,
     eps_root: ArrayLike = 0.0,
@@ -236,10 +236,11 @@ def adamw(
     """Adam with decoupled weight decay: p <- p - rate (adam's step + weight_decay p).
 
     Loshchilov & Hutter 2019 as every library has it: the decay is scaled by the learning rate,
-    so weight_decay is the paper's lambda / alpha. The default is Optax's; PyTorch has 1e-2, Keras
-    4e-3. `mask` says what decays: a tree of bools, a prefix of one (True is everything, as in
-    Optax and PyTorch), a function params -> such a tree, or None for `params.decayed`, all but
-    biases and norm scales. The rest is `adam`'s. Two arrays of memory a parameter.
+    so weight_decay, a number or a schedule, is the paper's lambda / alpha. The default is
+    Optax's; PyTorch has 1e-2, Keras 4e-3. `mask` says what decays: a tree of bools, a prefix of
+    one (True is everything, as in Optax and PyTorch), a function params -> such a tree, or None
+    for `params.decayed`, all but biases and norm scales; arrays that have lost their names, as
+    under ``optax.flatten``, all decay. The rest is `adam`'s. Two arrays of memory a parameter.
     """
     rule, start, hyper = _adam_parts("adamw", b1, b2, eps, eps_root, eps_hat, amsgrad, correct)
     return lift("adamw", rule, start, learning_rate, hyper, weight_decay=weight_decay, mask=mask)
@@ -275,7 +276,7 @@ def lion(
     learning_rate: Rate,
     b1: ArrayLike = 0.9,
     b2: ArrayLike = 0.99,
-    weight_decay: ArrayLike = 1e-3,
+    weight_decay: Rate = 1e-3,
     mask: Any = None,
 ) -> Optimizer:
     """Chen et al. 2023: p <- p - rate (sign(b1 m + (1 - b1) g) + weight_decay p).

@@ -21,8 +21,17 @@ if TYPE_CHECKING:
 
 def paths(params: Params) -> dict[str, Array]:
     """{path: leaf} in the order of ``jax.tree.leaves``."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def path_of(keys: Sequence[Any]) -> str:
+    """The path that these keys, of ``jax.tree_util``, spell.
+
+    A last attribute `value` is left out: Flax's nnx wraps each array in an object that has one
+    when the optimizer starts, and no longer when it updates.
+    """
+    wrapped = keys and getattr(keys[-1], "name", None) == "value"
+    return jax.tree_util.keystr(tuple(keys[:-1] if wrapped else keys), simple=True, separator="/")
 
 
 def count(params: Params) -> int:
@@ -92,9 +101,8 @@ def matching(params: Params, *patterns: str) -> Params:
     In a pattern ``*`` is anything within one name and ``**/`` any number of names: ``**/b``.
     """
 
-    def matches(path: Any, _: Array) -> bool:
-        whole = jax.tree_util.keystr(path, simple=True, separator="/")
-        return any(path_matches(pattern, whole) for pattern in patterns)
+    def matches(keys: Any, _: Array) -> bool:
+        return any(path_matches(pattern, path_of(keys)) for pattern in patterns)
 
     return jax.tree_util.tree_map_with_path(matches, params)
 
@@ -112,8 +120,8 @@ def decayed(params: Params) -> Params:
     False for leaves named b, bias, scale or offset: shifts and norm scales.
     """
 
-    def is_weight(path: Any, _: Array) -> bool:
-        return _name(path) not in ("b", "bias", "scale", "offset")
+    def is_weight(keys: Any, _: Array) -> bool:
+        return _name(keys) not in ("b", "bias", "scale", "offset")
 
     return jax.tree_util.tree_map_with_path(is_weight, params)
 
@@ -127,9 +135,8 @@ def resolve_mask(mask: Any, params: Params) -> Params:
 
 def _weights(params: Params) -> list[Array]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return [wide(leaf) for path, leaf in leaves if _name(path) == "w"]
+    return [wide(leaf) for keys, leaf in leaves if _name(keys) == "w"]
 
 
-def _name(path: Any) -> str:
-    # A group of `by_path` holds its leaves under whole paths.
-    return jax.tree_util.keystr(path[-1:], simple=True).split("/")[-1]
+def _name(keys: Any) -> str:
+    return path_of(keys).split("/")[-1]

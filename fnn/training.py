@@ -211,11 +211,11 @@ def _select(mask: Array, values: Array, other: float) -> Array:
 
 def _learning_rates(opt_state: Any) -> Metrics:
     """What the state says of the rate; of several groups, each under its own name."""
-    found = {
-        path: leaf
-        for path, leaf in paths(opt_state).items()
-        if path.split("/")[-1] == "learning_rate"
-    }
+    leaves = paths(opt_state).items()
+    found = {path: leaf for path, leaf in leaves if path.split("/")[-1] == "learning_rate"}
+    # Injected into one of fnn's rules the rate is there twice.
+    injected = {path: leaf for path, leaf in found.items() if "hyperparams/" in path}
+    found = injected or found
     return {"learning_rate": next(iter(found.values()))} if len(found) == 1 else found
 
 

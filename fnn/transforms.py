@@ -12,7 +12,14 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from fnn.lifting import Optimizer, as_number, check_range, next_count
+from fnn.lifting import (
+    Optimizer,
+    as_number,
+    check_range,
+    check_same_trees,
+    next_count,
+    where_trained,
+)
 from fnn.params import global_norm, path_matches, paths, resolve_mask
 from fnn.precision import wide
 from fnn.types import Params
@@ -191,8 +198,8 @@ def by_path(optimizers: Mapping[str, Optimizer]) -> Optimizer:
 
     ``by_path({"embed/**": freeze(), "**/b": sgd(0.1), "**": adam(1e-3)})``. In a pattern ``*`` is
     anything within one name, ``**`` any number of names. Each optimizer sees, and remembers, its
-    own leaves alone, as {path: leaf}. A leaf that no pattern matches is a ValueError, and so is a
-    pattern that is left no leaf.
+    own leaves alone: the rest of its tree is ``optax.MaskedNode()``, which holds nothing. A leaf
+    that no pattern matches is a ValueError, and so is a pattern that is left no leaf.
     """
 
     patterns = list(optimizers)
@@ -200,48 +207,58 @@ def by_path(optimizers: Mapping[str, Optimizer]) -> Optimizer:
     def group(path: str, leaf: Any) -> str:
         return first_match(path, patterns)
 
-    return by_group(group, optimizers, "by_path: pattern")
+    return by_group("by_path", group, optimizers, must_match=True)
 
 
 def by_group(
+    caller: str,
     group: Callable[[str, Any], str],
     optimizers: Mapping[str, Optimizer],
-    must_match: str | None = None,
+    *,
+    must_match: bool = False,
 ) -> Optimizer:
-    """The optimizer that ``group(path, leaf)`` names for each leaf.
+    """The optimizer that ``group(path, leaf)`` names for each leaf; `caller` is for messages.
 
-    With `must_match`, which begins the message, a group that is left no leaf is a ValueError.
+    With `must_match` a group that is left no leaf is a ValueError.
     """
 
-    def groups(params: Params) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {name: {} for name in optimizers}
-        for path, leaf in paths(params).items():
-            found[group(path, leaf)][path] = leaf
-        for name, leaves in found.items():
-            if must_match and not leaves:
+    each = {name: optax.with_extra_args_support(o) for name, o in optimizers.items()}
+
+    def names_of(params: Params) -> list[str]:
+        names = [group(path, leaf) for path, leaf in paths(params).items()]
+        for name in optimizers if must_match and names else ():
+            if name not in names:
                 raise ValueError(
-                    f"{must_match} {name!r} is left no parameter of {list(paths(params))}"
+                    f"{caller}: pattern {name!r} is left no parameter of {list(paths(params))}"
                 )
-        return found
+        return names
+
+    def only(name: str, names: list[str], tree: Params) -> Params:
+        """The tree with a hole, which is no leaf, wherever another group's leaf was."""
+        leaves, treedef = jax.tree.flatten(tree)
+        own = [
+            leaf if n == name else optax.MaskedNode() for n, leaf in zip(names, leaves, strict=True)
+        ]
+        return treedef.unflatten(own)
 
     def init(params: Params) -> dict[str, Any]:
-        return {name: optimizers[name].init(leaves) for name, leaves in groups(params).items()}
-
-    each = {name: optax.with_extra_args_support(o) for name, o in optimizers.items()}
+        names = names_of(params)
+        return {name: each[name].init(only(name, names, params)) for name in each}
 
     def update(
         updates: Params, state: Any, params: Params = None, **extra_args: Any
     ) -> tuple[Params, Any]:
-        grads = groups(updates)
-        own = dict.fromkeys(grads) if params is None else groups(params)
-        done: dict[str, Any] = {
-            name: each[name].update(g, state[name], own[name], **extra_args)
-            for name, g in grads.items()
-        }
-        leaves = {path: leaf for out, _ in done.values() for path, leaf in out.items()}
-        ordered = [leaves[path] for path in paths(updates)]
-        whole = jax.tree.structure(updates).unflatten(ordered)
-        return whole, {name: new for name, (_, new) in done.items()}
+        params = where_trained(updates, params)
+        check_same_trees(caller, updates, {"params": params})
+        names = names_of(updates)
+        new, done = {}, {}
+        for name, optimizer in each.items():
+            own = None if params is None else only(name, names, params)
+            grads = only(name, names, updates)
+            out, new[name] = optimizer.update(grads, state[name], own, **extra_args)
+            done[name] = iter(jax.tree.leaves(out))
+        leaves = [next(done[name]) for name in names]
+        return jax.tree.structure(updates).unflatten(leaves), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -185,7 +185,7 @@ def test_flax_train_state_takes():
     assert_same_training(run)
 
 
-def test_flax_nnx_optimizer_takes():
+def nnx_training(optimizer):
     nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed")
 
     @nnx.jit
@@ -193,14 +193,29 @@ def test_flax_nnx_optimizer_takes():
         grads = nnx.grad(lambda model: jnp.square(model(X) - Y).mean())(model)
         optimizer.update(model, grads)
 
-    def run(optimizer):
-        model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-        optimizer = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
-        for _ in range(STEPS):
-            step(model, optimizer)
-        return nnx.to_pure_dict(nnx.state(model))
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
+    for _ in range(STEPS):
+        step(model, optimizer)
+    return nnx.to_pure_dict(nnx.state(model))
 
-    assert_same_training(run)
+
+def test_flax_nnx_optimizer_takes():
+    assert_same_training(nnx_training)
+
+
+def test_names_in_flax_nnx():
+    # An array's path ends in Variable's attribute `value` at init, and no longer at update.
+    grouped = nnx_training(fnn.by_path({"**/bias": fnn.freeze(), "**": fnn.sgd(0.1)}))
+    plain = nnx_training(fnn.sgd(0.1))
+    assert not grouped["bias"].any()
+    assert plain["bias"].all()
+    assert (nnx_training(fnn.muon(0.1, others=fnn.sgd(0.1)))["bias"] != 0).all()
+    nnx = pytest.importorskip("flax.nnx")
+    state = nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Param)
+    assert list(fnn.params.paths(state)) == ["bias", "kernel"]
+    assert jax.tree.leaves(fnn.params.decayed(state)) == [False, True]
+    assert jax.tree.leaves(fnn.params.matching(state, "**/kernel")) == [False, True]
 
 
 def test_equinox_takes():
@@ -221,3 +236,77 @@ def test_equinox_takes():
         return eqx.filter(model, eqx.is_inexact_array)
 
     assert_same_training(run)
+
+
+def test_an_equinox_model_with_its_functions_as_params():
+    eqx = pytest.importorskip("equinox", reason="Equinox is not installed")
+    model = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
+    grads = eqx.filter_grad(lambda model: jnp.square(jax.vmap(model)(X) - Y).mean())(model)
+    for optimizer in (fnn.adam(0.1), fnn.adamw(0.1), fnn.chain(fnn.adamw(0.1))):
+        state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+        filtered, _ = optimizer.update(grads, state, eqx.filter(model, eqx.is_inexact_array))
+        whole, _ = optimizer.update(grads, state, model)
+        chex.assert_trees_all_equal(whole, filtered)
+
+
+def specs_of(optimizer, params):
+    return optax.tree_map_params(
+        optimizer,
+        lambda _: "parameter",
+        optimizer.init(params),
+        transform_non_params=lambda _: None,
+    )
+
+
+def test_optax_maps_over_what_belongs_to_parameters():
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    state = {"v": {"b": "parameter", "w": "parameter"}, "count": None, "learning_rate": None}
+    assert specs_of(fnn.momentum(0.1), params) == state
+    grouped = specs_of(fnn.by_path({"b": fnn.freeze(), "**": fnn.momentum(0.1)}), params)
+    assert grouped == {"b": (), "**": state | {"v": {"b": optax.MaskedNode(), "w": "parameter"}}}
+    matrices = specs_of(fnn.muon(0.1, others=fnn.momentum(0.1)), params)
+    assert matrices["others"]["v"] == {"b": "parameter", "w": optax.MaskedNode()}
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [fnn.by_path({"b": fnn.freeze(), "**": fnn.momentum(0.1)}), fnn.muon(0.1), fnn.adamw(0.1)],
+)
+def test_a_mask_may_leave_nothing(optimizer):
+    emptied = optax.masked(optimizer, False)
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    updates, _ = emptied.update(params, emptied.init(params), params)
+    chex.assert_trees_all_equal(updates, params)  # as Optax has it: left as they came
+
+
+def test_a_schedule_of_weight_decay():
+    # optax.adamw takes one too.
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    schedule = optax.linear_schedule(0.5, 0.0, 2)
+    ours = fnn.adamw(0.1, weight_decay=schedule, mask=True)
+    steps = []
+    state = ours.init(params)
+    for _ in range(3):
+        updates, state = ours.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        steps.append(updates["w"][0, 0])
+    np.testing.assert_allclose(steps, [-0.05, -0.025, 0], rtol=1e-6)
+    with pytest.raises(TypeError, match="adam: b1 is a function, expected a number; learning_rate"):
+        fnn.adam(0.1, b1=schedule)
+
+
+def test_the_rate_in_the_history_of_injected_hyperparameters():
+    optimizer = optax.inject_hyperparams(fnn.adam)(learning_rate=0.5)
+    params = {"w": jnp.ones(2)}
+    step = fnn.make_train_step(lambda params, batch, key: batch * params["w"].sum(), optimizer)
+    _, metrics = step(fnn.train_init(params, optimizer), jnp.ones(3), jax.random.key(0))
+    assert metrics["learning_rate"] == 0.5
+
+
+def test_injecting_what_shapes_the_program():
+    params = {"w": jnp.ones((2, 2))}
+    with pytest.raises(TypeError, match=r"adafactor: smallest_factored is .*static_args"):
+        optax.inject_hyperparams(fnn.adafactor)(learning_rate=0.1).init(params)
+    inject = optax.inject_hyperparams(fnn.adafactor, static_args="smallest_factored")
+    optimizer = inject(learning_rate=0.1)
+    updates, _ = jax.jit(optimizer.update)(params, optimizer.init(params), params)
+    assert (updates["w"] < 0).all()
