@@ -45,12 +45,12 @@ from fnn.optimizers import rmsprop as rmsprop
 from fnn.optimizers import sgd as sgd
 from fnn.params import summary as summary
 from fnn.population import sweep as sweep
-from fnn.training import TrainState as TrainState
+from fnn.step import TrainState as TrainState
+from fnn.step import make_train_step as make_train_step
+from fnn.step import train_init as train_init
 from fnn.training import check_finite as check_finite
 from fnn.training import evaluate as evaluate
 from fnn.training import fit as fit
-from fnn.training import make_train_step as make_train_step
-from fnn.training import train_init as train_init
 from fnn.transforms import adaptive_clip as adaptive_clip
 from fnn.transforms import add_weight_decay as add_weight_decay
 from fnn.transforms import apply_updates as apply_updates

@@ -23,7 +23,8 @@ from fnn.initializers import kaiming_normal
 from fnn.layers import mlp, mlp_init
 from fnn.losses import accuracy, check_labels, cross_entropy
 from fnn.population import Run, sweep
-from fnn.training import evaluate, fit, make_train_step, train_init
+from fnn.step import make_train_step, train_init
+from fnn.training import evaluate, fit
 from fnn.types import Data
 
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")

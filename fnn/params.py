@@ -46,12 +46,10 @@ def global_norm(tree: Params) -> Array:
     that no square overflows or vanishes: float32 gradients of 1e20 or 1e-25 have the norm that
     they have. NaN if anything is NaN, else inf if anything is inf. Derivative 0 at zero.
     """
-    leaves = [wide(leaf) for leaf in jax.tree.leaves(tree)]
+    leaves = _alike(tree)
     if not leaves:
         return jnp.zeros((), jnp.float32)
-    dtype = max((leaf.dtype for leaf in leaves), key=lambda dtype: dtype.itemsize)
-    leaves = [leaf.astype(dtype) for leaf in leaves]
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
+    largest = jnp.max(leaf_maxima(tree))
     # Kept where its reciprocal is a normal number too. The norm does not depend on the scale, so
     # neither does its derivative.
     scale = jnp.clip(jnp.where(jnp.isfinite(largest), largest, 1), 1e-37, 1e37)
@@ -59,6 +57,12 @@ def global_norm(tree: Params) -> Array:
     squares = sum(jnp.sum(jnp.square(leaf * (1 / scale))) for leaf in leaves)
     positive = squares > 0
     return jnp.where(positive, scale * jnp.sqrt(jnp.where(positive, squares, 1)), squares)
+
+
+def leaf_maxima(tree: Params) -> Array:
+    """The largest magnitude in each leaf, [leaves]: NaN if one is NaN, 0 of an empty leaf."""
+    maxima = [jnp.max(jnp.abs(leaf), initial=0) for leaf in _alike(tree)]
+    return jnp.stack(maxima) if maxima else jnp.zeros(0)
 
 
 def l1(params: Params) -> Array:
@@ -136,6 +140,13 @@ def resolve_mask(mask: Any, params: Params) -> Params:
 def _weights(params: Params) -> list[Array]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return [wide(leaf) for keys, leaf in leaves if _name(keys) == "w"]
+
+
+def _alike(tree: Params) -> list[Array]:
+    """The leaves in the widest of their types, float32 at least."""
+    leaves = [wide(leaf) for leaf in jax.tree.leaves(tree)]
+    dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.itemsize, default=None)
+    return [leaf.astype(dtype) for leaf in leaves]
 
 
 def _name(keys: Any) -> str:

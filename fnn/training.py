@@ -1,94 +1,23 @@
-"""Training as pure functions: one step, a whole run, an exact mean.
+"""Whole runs as pure functions: an epoch, many of them, an exact mean.
 
 ``fit`` is two nested scans, so under ``jit`` a run of any length is one XLA program, and under
-``vmap`` many. Nothing is threaded but the train state: the randomness of step s is
-``fold_in(key, s)``, so a run that goes on from a saved state draws what it would have drawn.
+``vmap`` many. Nothing is threaded but the train state: epoch e is shuffled by ``fold_in(key, e)``,
+so a run that goes on from a saved state sees what it would have seen.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import ArrayLike
 
 from fnn.data import permutation, rows_of, take
-from fnn.lifting import Optimizer
-from fnn.params import global_norm, paths
 from fnn.precision import wide
-from fnn.transforms import apply_updates, scale_to_norm
-from fnn.types import Data, Metrics, Params, State
+from fnn.step import Step, TrainState, names_of_bad
+from fnn.types import Data, Metrics, Params
 
-
-class TrainState(NamedTuple):
-    """All that changes while training."""
-
-    params: Params
-    state: State  # () without batch norm
-    opt_state: Any
-    step: Array  # int32, the number of steps done
-
-
-Step = Callable[..., tuple[TrainState, Metrics]]
-
-
-def train_init(params: Params, optimizer: Optimizer, state: State = ()) -> TrainState:
-    """The train state before the first step."""
-    return TrainState(params, state, optimizer.init(params), jnp.zeros((), jnp.int32))
-
-
-def make_train_step(
-    loss_fn: Any,
-    optimizer: Optimizer,
-    *,
-    has_state: bool = False,
-    clip_norm: ArrayLike | None = None,
-    nonfinite: Literal["skip", "ignore"] = "skip",
-) -> Step:
-    """step(ts, batch, key, mask=None) -> (ts, metrics): one gradient step.
-
-    loss_fn(params, batch, key) -> losses; with `has_state`, loss_fn(params, state, batch, key)
-    -> (losses, state). Losses are [batch, ...], and the step descends their mean, over the rows
-    where `mask`, [batch], is not 0, weighted by it; a scalar is taken as it is.
-
-    Gradients whose global norm exceeds `clip_norm` are scaled to it. `optimizer` is fnn's or
-    Optax's. Metrics are scalars: "loss", "grad_norm" before clipping, "learning_rate" where the
-    optimizer's state tells it (fnn's, ``optax.inject_hyperparams``), and "nonfinite": -1, or the
-    number of the first leaf of params, in the order of `params.paths`, whose gradient or
-    new value is not finite, or the number of leaves if only the loss is not. With `nonfinite`
-    "skip" such a step changes nothing but the step counter; with "ignore" it is taken.
-    """
-    if nonfinite not in ("skip", "ignore"):
-        raise ValueError(
-            f"make_train_step: nonfinite is {nonfinite!r}, expected 'skip' or 'ignore'"
-        )
-
-    def step(
-        ts: TrainState, batch: Data, key: Array, mask: Array | None = None
-    ) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(key, ts.step)
-
-        def mean_loss(params: Params) -> tuple[Array, State]:
-            if not has_state:
-                return _masked_mean(loss_fn(params, batch, key), mask), ts.state
-            losses, state = loss_fn(params, ts.state, batch, key)
-            return _masked_mean(losses, mask), state
-
-        (loss, state), grads = jax.value_and_grad(mean_loss, has_aux=True)(ts.params)
-        norm = global_norm(grads)
-        clipped = grads if clip_norm is None else scale_to_norm(grads, norm, clip_norm)
-        updates, opt_state = optimizer.update(clipped, ts.opt_state, ts.params)
-        params = apply_updates(ts.params, updates)
-        bad = _first_nonfinite(loss, grads, params)
-        new = TrainState(params, state, opt_state, ts.step + 1)
-        if nonfinite == "skip":
-            old = ts._replace(step=new.step)
-            new = jax.tree.map(lambda new, old: jnp.where(bad < 0, new, old), new, old)
-        metrics = {"loss": loss, "grad_norm": norm, "nonfinite": bad}
-        return new, metrics | _learning_rates(opt_state)
-
-    return step
+Tail = Literal["pad", "drop", "wrap"]
 
 
 def fit(
@@ -99,33 +28,66 @@ def fit(
     *,
     epochs: int,
     batch_size: int,
-    tail: Literal["pad", "drop"] = "pad",
+    tail: Tail = "pad",
+    weights: Array | None = None,
 ) -> tuple[TrainState, Metrics]:
     """-> (ts, history), whose leaves are step's metrics, [epochs, steps per epoch, ...].
 
     Each epoch shuffles `data`, a pytree of arrays with one shared first axis. A last batch that
-    is not full is padded with rows that a mask takes out of the mean, or dropped. Pure: jit it,
-    vmap it, call it again on the ts that it returned to go on bit for bit where it stopped.
+    is not full is padded with rows that a mask takes out of the mean, or dropped, or wrapped:
+    filled with the epoch's first rows, which count again. `weights`, [rows], weigh the losses of
+    the rows in each batch's mean; see `data.class_weights`. Pure: jit it, vmap it, call it again
+    on the ts that it returned to go on bit for bit where it stopped.
     """
-    rows = rows_of("fit", data)
-    _check_at_least_1("fit", epochs=epochs, batch_size=batch_size)
-    if batch_size > rows:
-        raise ValueError(f"fit: batch_size {batch_size} exceeds the {rows} rows of data")
-    if tail not in ("pad", "drop"):
-        raise ValueError(f"fit: tail is {tail!r}, expected 'pad' or 'drop'")
-    steps = -(-rows // batch_size) if tail == "pad" else rows // batch_size
+    check_at_least_1("fit", epochs=epochs)
+    epoch, _ = epoch_of("fit", step, data, key, batch_size, tail, weights)
+    return lax.scan(lambda ts, _: epoch(ts), ts, length=epochs)
+
+
+def epoch_of(
+    name: str,
+    step: Step,
+    data: Data,
+    key: Array,
+    batch_size: int,
+    tail: Tail,
+    weights: Array | None,
+) -> tuple[Callable[[TrainState], tuple[TrainState, Metrics]], int]:
+    """epoch(ts) -> (ts, metrics [steps, ...]), and how many steps it has."""
+    steps = steps_per_epoch(name, data, batch_size, tail)
+    rows = rows_of(name, data)
+    if weights is not None and weights.shape != (rows,):
+        raise ValueError(f"{name}: weights have shape {weights.shape}, expected [rows], ({rows},)")
     shuffle_key, step_key = jax.random.split(key)
 
     def one_step(ts: TrainState, batch: tuple[Array, Array | None]) -> tuple[TrainState, Metrics]:
         index, mask = batch
+        if weights is not None:
+            drawn = take(weights, index)
+            mask = drawn if mask is None else jnp.where(mask, drawn, 0)
         return step(ts, take(data, index), step_key, mask)
 
-    def one_epoch(ts: TrainState, _: None) -> tuple[TrainState, Metrics]:
-        epoch = ts.step // steps
-        order = permutation(jax.random.fold_in(shuffle_key, epoch), rows)
-        return lax.scan(one_step, ts, _batches(order, steps, batch_size))
+    def epoch(ts: TrainState) -> tuple[TrainState, Metrics]:
+        order = order_of(shuffle_key, ts.step // steps, rows)
+        return lax.scan(one_step, ts, batches_of(order, steps, batch_size, tail))
 
-    return lax.scan(one_epoch, ts, length=epochs)
+    return epoch, steps
+
+
+def steps_per_epoch(name: str, data: Data, batch_size: int, tail: Tail) -> int:
+    """How many batches there are; ValueError for a batch_size or tail that cannot be."""
+    rows = rows_of(name, data)
+    check_at_least_1(name, batch_size=batch_size)
+    if batch_size > rows:
+        raise ValueError(f"{name}: batch_size {batch_size} exceeds the {rows} rows of data")
+    if tail not in get_args(Tail):
+        raise ValueError(f"{name}: tail is {tail!r}, expected 'pad', 'drop' or 'wrap'")
+    return rows // batch_size if tail == "drop" else -(-rows // batch_size)
+
+
+def order_of(shuffle_key: Array, epoch: Array, rows: int) -> Array:
+    """The rows in the order in which this epoch sees them."""
+    return permutation(jax.random.fold_in(shuffle_key, epoch), rows)
 
 
 def evaluate(metric_fn: Callable[[Data], Any], data: Data, batch_size: int) -> Any:
@@ -134,7 +96,7 @@ def evaluate(metric_fn: Callable[[Data], Any], data: Data, batch_size: int) -> A
     Every row counts once, the tail too. `batch_size` bounds the memory and nothing else.
     """
     rows = rows_of("evaluate", data)
-    _check_at_least_1("evaluate", batch_size=batch_size)
+    check_at_least_1("evaluate", batch_size=batch_size)
     batch_size = min(batch_size, rows)
     steps = -(-rows // batch_size)
 
@@ -152,55 +114,48 @@ def evaluate(metric_fn: Callable[[Data], Any], data: Data, batch_size: int) -> A
 
         return jax.tree.map(over_rows, metric_fn(take(data, index)))
 
-    sums = lax.map(batch_sum, _batches(jnp.arange(rows, dtype=jnp.int32), steps, batch_size))
+    sums = lax.map(batch_sum, batches_of(jnp.arange(rows, dtype=jnp.int32), steps, batch_size))
     return jax.tree.map(lambda s: jnp.sum(s, axis=0) / rows, sums)
 
 
-def check_finite(history: Metrics, params: Params) -> None:
+def check_finite(history: Metrics, params: Params, data: Data = None) -> None:
     """Raise FloatingPointError naming the first step of `history` that was not finite.
 
     `history` is what `fit`, or a sweep of it, returned: [..., epochs, steps]; of several members
-    each is looked at. `params` name the leaves. On the host.
+    each is looked at. `params` name the leaves, and `data` those of the input. On the host.
     """
     bad = jax.device_get(history["nonfinite"])
     found = (bad >= 0).nonzero()
     if not len(found[0]):
         return
     *member, epoch, step = (int(axis[0]) for axis in found)
-    leaf = int(bad[tuple(axis[0] for axis in found)])
-    names = list(paths(params))
-    what = f"the gradient or the new value of {names[leaf]}" if leaf < len(names) else "the loss"
+    what = name_of_bad(int(bad[tuple(axis[0] for axis in found)]), params, data)
     who = f", member {member[0] if len(member) == 1 else tuple(member)}" if member else ""
     raise FloatingPointError(f"epoch {epoch}, step {step}{who}: {what} is not finite")
 
 
-def _batches(order: Array, steps: int, batch_size: int) -> tuple[Array, Array | None]:
+def name_of_bad(code: int, params: Params, data: Data = None) -> str:
+    """What a value of the metric "nonfinite" stands for."""
+    names = names_of_bad(params, data)
+    return names[code] if code < len(names) else "the input"
+
+
+def batches_of(
+    order: Array, steps: int, batch_size: int, tail: Tail = "pad"
+) -> tuple[Array, Array | None]:
     """Rows and mask of each batch, [steps, batch]; no mask where every batch is full."""
     rows, places = order.shape[0], steps * batch_size
     if places <= rows:
         return order[:places].reshape(steps, batch_size), None
+    if tail == "wrap":
+        return jnp.concatenate([order, order[: places - rows]]).reshape(steps, batch_size), None
     # The last batch is filled up with its own rows again: should one of them be bad, that batch
     # is bad anyway, and no other row gets into it.
-    tail = order[places - batch_size :]
-    filling = jnp.tile(tail, -(-batch_size // tail.shape[0]))[: places - rows]
+    last = order[places - batch_size :]
+    filling = jnp.tile(last, -(-batch_size // last.shape[0]))[: places - rows]
     padded = jnp.concatenate([order, filling])
     mask = jnp.arange(places) < rows
     return padded.reshape(steps, batch_size), mask.reshape(steps, batch_size)
-
-
-def _masked_mean(losses: Array, mask: Array | None) -> Array:
-    losses = wide(losses)
-    if mask is None:
-        return jnp.mean(losses)
-    if losses.shape[:1] != mask.shape:
-        raise ValueError(
-            f"make_train_step: loss_fn returned shape {losses.shape}, but {mask.shape[0]} rows are"
-            f" masked; expected one loss per row, [{mask.shape[0]}, ...], or fit(tail='drop')"
-        )
-    per_row = jnp.mean(losses.reshape(losses.shape[0], -1), axis=1)
-    weights = mask.astype(per_row.dtype)
-    total = jnp.sum(weights)
-    return jnp.sum(_select(mask, per_row * weights, 0)) / jnp.where(total > 0, total, 1)
 
 
 def _select(mask: Array, values: Array, other: float) -> Array:
@@ -209,24 +164,8 @@ def _select(mask: Array, values: Array, other: float) -> Array:
     return jnp.where(counted, values, other)
 
 
-def _learning_rates(opt_state: Any) -> Metrics:
-    """What the state says of the rate; of several groups, each under its own name."""
-    leaves = paths(opt_state).items()
-    found = {path: leaf for path, leaf in leaves if path.split("/")[-1] == "learning_rate"}
-    # Injected into one of fnn's rules the rate is there twice.
-    injected = {path: leaf for path, leaf in found.items() if "hyperparams/" in path}
-    found = injected or found
-    return {"learning_rate": next(iter(found.values()))} if len(found) == 1 else found
-
-
-def _first_nonfinite(loss: Array, grads: Params, params: Params) -> Array:
-    leaves = zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True)
-    bad = [~(jnp.isfinite(g).all() & jnp.isfinite(p).all()) for g, p in leaves]
-    bad = jnp.stack([*bad, ~jnp.isfinite(loss)])
-    return jnp.where(bad.any(), jnp.argmax(bad), -1).astype(jnp.int32)
-
-
-def _check_at_least_1(name: str, **numbers: int) -> None:
+def check_at_least_1(name: str, **numbers: int) -> None:
+    """Raise ValueError naming the argument that is less than 1."""
     for argument, value in numbers.items():
         if value < 1:
             raise ValueError(f"{name}: {argument} is {value}, expected at least 1")

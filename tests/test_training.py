@@ -421,11 +421,9 @@ def test_a_bad_step_is_skipped_and_reported():
     assert int(ts.step) == 14
     assert int(ts.opt_state["count"]) == 12  # the moments have not seen it
     epoch, step = np.argwhere(bad)[0]
-    message = (
-        f"epoch {epoch}, step {step}: the gradient or the new value of layer_0/b is not finite"
-    )
-    with pytest.raises(FloatingPointError, match=message):
-        fnn.check_finite(history, ts.params)
+    with pytest.raises(FloatingPointError, match=f"epoch {epoch}, step {step}: the input 0 is not"):
+        fnn.check_finite(history, ts.params, (X, LABELS))
+    assert ts.first_bad.tolist() == [step, 10]
     poisoned, _ = bad_row_run("ignore")
     assert not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(poisoned))
 
@@ -434,34 +432,86 @@ def test_a_bad_step_leaves_everything_but_the_counter():
     step = fnn.make_train_step(loss_fn, fnn.adam(0.1), clip_norm=1.0)
     ts = fnn.train_init(init(), fnn.adam(0.1))
     after, metrics = step(ts, (X.at[0].set(jnp.nan), LABELS), KEY)
-    chex.assert_trees_all_equal(after._replace(step=ts.step), ts)
+    unchanged = after._replace(step=ts.step, first_bad=ts.first_bad)
+    chex.assert_trees_all_equal(unchanged, ts)
     assert int(after.step) == 1
     assert np.isnan(metrics["loss"])
 
 
-def test_the_report_names_leaf_loss_and_member():
+def one_bad_step(loss, optimizer=None, batch=1.0, **options):
+    """Metrics and state of one step on two parameters, and the report."""
     params = {"a": jnp.ones(2), "z": {"w": jnp.ones(2)}}
-
-    def loss(params, batch, key):
-        return params["a"] * batch + jnp.sqrt(params["z"]["w"] - 1)  # an infinite slope in z/w
-
-    step = fnn.make_train_step(loss, fnn.sgd(0.1))
-    _, metrics = step(fnn.train_init(params, fnn.sgd(0.1)), jnp.ones(2), KEY)
+    optimizer = optimizer or fnn.sgd(0.1)
+    step = fnn.make_train_step(loss, optimizer, **options)
+    ts, metrics = jax.jit(step)(fnn.train_init(params, optimizer), jnp.full(2, batch), KEY)
     history = {"nonfinite": metrics["nonfinite"][None, None]}
-    with pytest.raises(FloatingPointError, match=r"epoch 0, step 0: .* of z/w is not finite"):
-        fnn.check_finite(history, params)
-    only_the_loss = fnn.make_train_step(lambda p, b, k: p["a"] + jnp.inf, fnn.sgd(0.1))
-    _, metrics = only_the_loss(fnn.train_init(params, fnn.sgd(0.1)), jnp.ones(2), KEY)
-    with pytest.raises(FloatingPointError, match="step 0: the loss is not finite"):
-        fnn.check_finite({"nonfinite": metrics["nonfinite"][None, None]}, params)
-    overflow = fnn.make_train_step(lambda p, b, k: 10 * p["a"], fnn.sgd(3e38))
-    ts, metrics = overflow(fnn.train_init(params, fnn.sgd(3e38)), jnp.ones(2), KEY)
-    assert int(metrics["nonfinite"]) == 0
-    chex.assert_trees_all_equal(ts.params, params)
+    with pytest.raises(FloatingPointError) as report:
+        fnn.check_finite(history, params, {"x": 0})
+    return ts, str(report.value)
+
+
+def slope(p, batch, key):
+    return p["a"] * batch + jnp.sqrt(p["z"]["w"] - 1)  # infinite in z/w
+
+
+def linear(p, batch, key):
+    return 10 * p["a"] * batch + p["z"]["w"]
+
+
+BAD_UPDATE = optax.stateless(lambda g, p: {"a": g["a"], "z": {"w": g["z"]["w"] / 0}})
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ((slope,), "the gradient of z/w"),
+        ((linear, None, jnp.nan), "the input x"),
+        ((lambda p, b, k: p["a"] + jnp.inf,), "the loss"),
+        ((linear, fnn.sgd(jnp.asarray(jnp.inf))), "the learning rate"),
+        ((linear, fnn.sgd(3e38)), "the new value of a"),
+        ((linear, BAD_UPDATE), "the new value of z/w"),
+    ],
+)
+def test_the_report_names_what_was_bad_first(how, what):
+    ts, report = one_bad_step(*how)
+    assert report == f"epoch 0, step 0: {what} is not finite"
+    assert int(ts.first_bad[0]) == 0
+
+
+def test_the_report_names_the_member():
+    params = {"a": jnp.ones(2), "z": {"w": jnp.ones(2)}}
     members = jnp.full((3, 2, 4, 5), -1).at[1, 0, 2, 3].set(1)
     with pytest.raises(FloatingPointError, match=r"epoch 2, step 3, member \(1, 0\): .* z/w"):
         fnn.check_finite({"nonfinite": members}, params)
     fnn.check_finite({"nonfinite": jnp.full((2, 3), -1)}, params)
+
+
+@pytest.mark.parametrize("policy", ["stop", "raise"])
+def test_after_a_bad_step_nothing_goes_on(policy):
+    step = fnn.make_train_step(loss_fn, fnn.adam(0.1), nonfinite=policy)
+    ts, _ = jax.jit(step)(fnn.train_init(init(), fnn.adam(0.1)), (X, LABELS), KEY)
+    bad, _ = jax.jit(step)(ts, (X * jnp.nan, LABELS), KEY)
+    after, metrics = jax.jit(step)(bad, (X, LABELS), KEY)
+    chex.assert_trees_all_equal(after.params, ts.params)
+    chex.assert_trees_all_equal(after.opt_state, ts.opt_state)
+    assert after.first_bad.tolist() == [1, 10]
+    assert int(metrics["nonfinite"]) == -1
+
+
+def test_a_policy_costs_no_copy():
+    # Choosing element by element between old and new held three parameter sizes more.
+    def program(policy):
+        optimizer = fnn.adam(0.1)
+        step = fnn.make_train_step(lambda p, b, k: (b @ p) ** 2, optimizer, nonfinite=policy)
+        ts = fnn.train_init(jnp.ones((300, 300)), optimizer)
+        data = jnp.ones((20, 300))
+        fit = jax.jit(lambda ts: fnn.fit(step, ts, data, KEY, epochs=1, batch_size=10))
+        return fit.lower(ts).compile()
+
+    skip, ignore = (program(policy).memory_analysis() for policy in ("skip", "ignore"))
+    assert skip.temp_size_in_bytes <= ignore.temp_size_in_bytes + 1024
+    bytes_moved = [program(p).cost_analysis()["bytes accessed"] for p in ("skip", "ignore")]
+    assert bytes_moved[0] <= 1.01 * bytes_moved[1]
 
 
 # --- errors -------------------------------------------------------------------------------------
@@ -479,7 +529,8 @@ def fit_with(loss=loss_fn, data=(X, LABELS), **options):
         (lambda: fit_with(batch_size=104), ValueError, "fit: batch_size 104 exceeds the 103 rows of data"),
         (lambda: fit_with(batch_size=0), ValueError, "fit: batch_size is 0, expected at least 1"),
         (lambda: fit_with(epochs=0), ValueError, "fit: epochs is 0, expected at least 1"),
-        (lambda: fit_with(tail="wrap"), ValueError, "fit: tail is 'wrap', expected 'pad' or 'drop'"),
+        (lambda: fit_with(tail="cut"), ValueError, "fit: tail is 'cut', expected 'pad', 'drop' or 'wrap'"),
+        (lambda: fit_with(weights=jnp.ones(16)), ValueError, r"fit: weights have shape \(16,\), expected \[rows\], \(103,\)"),
         (lambda: fit_with(data=(X, LABELS[:50])), ValueError, r"fit: data have shapes \[\(103, 4\), \(50,\)\], expected one shared first axis"),
         (lambda: fit_with(data=(X[:0], LABELS[:0])), ValueError, "fit: data have no rows"),
         (lambda: fit_with(data=(X, 3)), ValueError, r"fit: data have shapes \[\(103, 4\), \(\)\]"),
@@ -488,7 +539,7 @@ def fit_with(loss=loss_fn, data=(X, LABELS), **options):
             ValueError,
             r"make_train_step: loss_fn returned shape \(\), but 16 rows are masked; expected one loss per row, \[16, ...\], or fit\(tail='drop'\)",
         ),
-        (lambda: fnn.make_train_step(loss_fn, fnn.sgd(0.1), nonfinite="raise"), ValueError, "make_train_step: nonfinite is 'raise', expected 'skip' or 'ignore'"),
+        (lambda: fnn.make_train_step(loss_fn, fnn.sgd(0.1), nonfinite="warn"), ValueError, "make_train_step: nonfinite is 'warn', expected one of 'skip', 'stop', 'raise', 'ignore'"),
         (lambda: fnn.make_train_step(loss_fn, fnn.sgd(0.1), clipnorm=1.0), TypeError, "clipnorm"),
         (lambda: fnn.evaluate(lambda batch: batch.mean(), X, 16), ValueError, r"evaluate: metric_fn returned shape \(\), expected one value per row, \[16, ...\]"),
         (lambda: fnn.evaluate(lambda batch: batch, X[:0], 16), ValueError, "evaluate: data have no rows"),
