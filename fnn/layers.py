@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn import relu
 from jax.typing import ArrayLike, DTypeLike
 
@@ -102,6 +103,7 @@ def mlp(
     for i, name in enumerate(hidden):
         with jax.named_scope(name):
             x = activation(_affine(f"mlp {name}", params[name], x))
+            x = checkpoint_name(x, name)  # for diagnostics.capture; nothing in the program
             x = dropout(None if key is None else jax.random.fold_in(key, i), x, rate)
     with jax.named_scope(last):
         return _affine(f"mlp {last}", params[last], x)
