@@ -46,7 +46,8 @@ def confusion(logits: AnyArray, labels: AnyArray, mask: ArrayLike | None = None)
 
     Summed over rows it is the confusion matrix of int32. A row is in no cell where `mask`, [...],
     is 0, its label is outside [0, classes), or a logit is NaN: that answer is no class. To have
-    it counted as missed take `class_counts`, which is also cheaper where classes are many.
+    it counted as missed take `class_counts`, and also where classes are many: `evaluate` may
+    hold batch * classes^2 integers here, batch * classes there.
     """
     present, answered = _one_hots("confusion", logits, labels, mask)
     return present[..., :, None] & answered[..., None, :]

@@ -54,9 +54,9 @@ def l1(params: Params, *patterns: str) -> Array:
     """sum |w| over the leaves named ``w``; biases and norm scales are not penalised.
 
     With `patterns`, as `matching` has them, over the leaves that match one of them, whatever
-    their names. A pattern that matches no leaf is a ValueError.
+    their names. A pattern that matches no leaf is a ValueError. Derivative 0 at 0.
     """
-    return _total(jnp.abs, _penalised("l1", params, patterns))
+    return _total(_magnitude, _penalised("l1", params, patterns))
 
 
 def l2(params: Params, *patterns: str) -> Array:
@@ -74,7 +74,7 @@ def elastic_net(params: Params, *patterns: str, l1: ArrayLike, l2: ArrayLike) ->
     l2 = alpha * (1 - l1_ratio) / 2.
     """
     weights = _penalised("elastic_net", params, patterns)
-    size, square = _total(jnp.abs, weights), _total(jnp.square, weights)
+    size, square = _total(_magnitude, weights), _total(jnp.square, weights)
     return jnp.asarray(l1, size.dtype) * size + jnp.asarray(l2, size.dtype) * square
 
 
@@ -134,6 +134,11 @@ def check_patterns(name: str, params: Params, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         if not any(path_matches(pattern, path) for path in whole):
             raise ValueError(f"{name}: pattern {pattern!r} matches no parameter of {whole}")
+
+
+def _magnitude(w: Array) -> Array:
+    # jnp.abs alone has derivative 1 at 0, which would push away what is 0.
+    return jnp.where(w == 0, 0, jnp.abs(w))
 
 
 def _total(of_each: Callable[[Array], Array], leaves: list[Array]) -> Array:
