@@ -7,18 +7,20 @@ every step of it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 from jax.typing import ArrayLike
 
 from fnn.params import global_norm, paths
 from fnn.precision import wide
 from fnn.training import Step, TrainState
 from fnn.types import AnyArray, Data, Metrics, Params
+
+if TYPE_CHECKING:
+    from jax.extend.core import Jaxpr, JaxprEqn
 
 # What an equation calls once, as if it were written there.
 CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat", "remat2")
@@ -112,8 +114,10 @@ def observe(step: Step, measure: Callable[[TrainState, TrainState, Data], Metric
     return observed
 
 
-def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
+def inner_jaxprs(eqn: "JaxprEqn") -> "list[Jaxpr]":
     """The programs that an equation runs: a jit's body, a cond's branches, none of a sum."""
+    from jax.extend.core import ClosedJaxpr, Jaxpr
+
     values: list[Any] = []
     for value in eqn.params.values():
         values.extend(value if isinstance(value, (tuple, list)) else [value])
@@ -122,9 +126,11 @@ def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
 
 
 def _run(
-    jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], marked: list[tuple[str, Array]]
+    jaxpr: "Jaxpr", consts: Sequence[Any], args: Sequence[Any], marked: list[tuple[str, Array]]
 ) -> list[Any]:
     """What the program returns; the marked values are added to `marked`."""
+    from jax.extend.core import ClosedJaxpr, Literal
+
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     values |= dict(zip(jaxpr.invars, args, strict=True))
 
@@ -146,7 +152,9 @@ def _run(
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _run_equation(eqn: JaxprEqn, args: list[Any], debug_info: Any) -> list[Any]:
+def _run_equation(eqn: "JaxprEqn", args: list[Any], debug_info: Any) -> list[Any]:
+    from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+
     given = {a: x for a, x in zip(eqn.invars, args, strict=True) if not isinstance(a, Literal)}
     names = {"arg_names": ("",) * len(given), "result_paths": ("",) * len(eqn.outvars)}
     debug_info = debug_info._replace(**names)
@@ -154,7 +162,7 @@ def _run_equation(eqn: JaxprEqn, args: list[Any], debug_info: Any) -> list[Any]:
     return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*given.values())
 
 
-def _holds_marks(eqn: JaxprEqn) -> bool:
+def _holds_marks(eqn: "JaxprEqn") -> bool:
     inside = [name for body in inner_jaxprs(eqn) for name in _marks(body)]
     if inside and eqn.primitive.name not in CALLS:
         raise ValueError(
@@ -164,7 +172,7 @@ def _holds_marks(eqn: JaxprEqn) -> bool:
     return bool(inside)
 
 
-def _marks(jaxpr: Jaxpr) -> Iterator[str]:
+def _marks(jaxpr: "Jaxpr") -> Iterator[str]:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "name":
             yield eqn.params["name"]

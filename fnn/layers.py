@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 from jax.nn import relu
 from jax.typing import ArrayLike, DTypeLike
 
@@ -99,6 +98,8 @@ def mlp(
 
     The last layer is left linear: its output are logits, or predictions.
     """
+    from jax.ad_checkpoint import checkpoint_name  # `import jax` does not load it
+
     *hidden, last = sorted(params)
     for i, name in enumerate(hidden):
         with jax.named_scope(name):

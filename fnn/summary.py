@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from fnn.diagnostics import inner_jaxprs
 from fnn.params import check_patterns, matching, path_matches, paths, resolve_mask
 from fnn.types import Params
 
 if TYPE_CHECKING:
+    from jax.extend.core import Jaxpr, JaxprEqn
     from rich.table import Table
 
 Shape = tuple[int, ...]
@@ -81,8 +81,10 @@ def first_uses(apply: Callable[..., Any], params: Params, *inputs: Any) -> dict[
     return {names[i]: shape for i, shape in found.items()}
 
 
-def _follow(jaxpr: Jaxpr, origins: Sequence[Origin], found: dict[int, Shape]) -> list[Origin]:
+def _follow(jaxpr: "Jaxpr", origins: Sequence[Origin], found: dict[int, Shape]) -> list[Origin]:
     """The origins of what the program returns; where a leaf meets data is put into `found`."""
+    from jax.extend.core import Literal
+
     known: dict[Any, Origin] = dict(zip(jaxpr.invars, origins, strict=True))
 
     def origin(atom: Any) -> Origin:
@@ -95,7 +97,7 @@ def _follow(jaxpr: Jaxpr, origins: Sequence[Origin], found: dict[int, Shape]) ->
 
 
 def _follow_equation(
-    eqn: JaxprEqn, origins: list[Origin], found: dict[int, Shape]
+    eqn: "JaxprEqn", origins: list[Origin], found: dict[int, Shape]
 ) -> Sequence[Origin]:
     if None not in origins:
         whole = frozenset[int]().union(*(o for o in origins if o is not None))

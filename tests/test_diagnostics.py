@@ -1,4 +1,5 @@
 import io
+import re
 from functools import partial
 
 import chex
@@ -190,13 +191,16 @@ def tiny():
 
 def program():
     step, ts = tiny()
-    return jax.jit(step).lower(ts, (X, LABELS), KEY).as_text()
+    text = jax.jit(step).lower(ts, (X, LABELS), KEY).as_text()
+    return re.sub(r"@(\w+?)_\d+\b", r"@\1", text)  # JAX 0.10.0 numbers its functions anew
 
 
 def test_marks_are_nothing_in_the_program(monkeypatch):
     marked = program()
     named = []
-    monkeypatch.setattr(fnn.layers, "checkpoint_name", lambda x, name: named.append(name) or x)
+    monkeypatch.setattr(
+        "jax.ad_checkpoint.checkpoint_name", lambda x, name: named.append(name) or x
+    )
     assert program() == marked
     assert named == ["layer_0", "layer_1"]  # so the second was traced without marks
 
