@@ -3,9 +3,11 @@
 from fnn import activations as activations
 from fnn import data as data
 from fnn import datasets as datasets
+from fnn import diagnostics as diagnostics
 from fnn import dialects as dialects
 from fnn import initializers as initializers
 from fnn import matrix_optimizers as matrix_optimizers
+from fnn import metrics as metrics
 from fnn import optax_wrappers as optax_wrappers
 from fnn import params as params
 from fnn import schedules as schedules
@@ -43,11 +45,11 @@ from fnn.optimizers import nadam as nadam
 from fnn.optimizers import nesterov as nesterov
 from fnn.optimizers import rmsprop as rmsprop
 from fnn.optimizers import sgd as sgd
-from fnn.params import summary as summary
 from fnn.population import sweep as sweep
 from fnn.step import TrainState as TrainState
 from fnn.step import make_train_step as make_train_step
 from fnn.step import train_init as train_init
+from fnn.summary import summary as summary
 from fnn.training import check_finite as check_finite
 from fnn.training import evaluate as evaluate
 from fnn.training import fit as fit

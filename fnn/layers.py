@@ -98,10 +98,13 @@ def mlp(
 
     The last layer is left linear: its output are logits, or predictions.
     """
+    from jax.ad_checkpoint import checkpoint_name  # `import jax` does not load it
+
     *hidden, last = sorted(params)
     for i, name in enumerate(hidden):
         with jax.named_scope(name):
             x = activation(_affine(f"mlp {name}", params[name], x))
+            x = checkpoint_name(x, name)  # for diagnostics.capture; nothing in the program
             x = dropout(None if key is None else jax.random.fold_in(key, i), x, rate)
     with jax.named_scope(last):
         return _affine(f"mlp {last}", params[last], x)

@@ -5,18 +5,16 @@ A path joins the keys that lead to a leaf: ``hidden/w``.
 
 import math
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from fnn.precision import wide
 from fnn.types import Params
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def paths(params: Params) -> dict[str, Array]:
@@ -65,38 +63,32 @@ def leaf_maxima(tree: Params) -> Array:
     return jnp.stack(maxima) if maxima else jnp.zeros(0)
 
 
-def l1(params: Params) -> Array:
-    """sum |w| over the leaves named ``w``; biases and norm scales are not penalised."""
-    return sum([jnp.sum(jnp.abs(w)) for w in _weights(params)], start=jnp.zeros(()))
+def l1(params: Params, *patterns: str) -> Array:
+    """sum |w| over the weights: biases and norm scales, as `decayed` has them, are not penalised.
+
+    With `patterns`, as `matching` has them, over the leaves that match one of them, whatever
+    their names. A pattern that matches no leaf is a ValueError. Derivative 0 at 0.
+    """
+    return _total(_magnitude, _penalised("l1", params, patterns))
 
 
-def l2(params: Params) -> Array:
-    """sum w^2 over the leaves named ``w``, without a half.
+def l2(params: Params, *patterns: str) -> Array:
+    """sum w^2 over the weights, without a half; with `patterns`, as `l1`.
 
     ``torch.optim``'s weight_decay=r is the penalty r / 2 * l2; Keras's ``L2(r)`` is r * l2.
     """
-    return sum([jnp.sum(jnp.square(w)) for w in _weights(params)], start=jnp.zeros(()))
+    return _total(jnp.square, _penalised("l2", params, patterns))
 
 
-def summary(params: Params, groups: Sequence[str] = (), mask: Any = None) -> "Table":
-    """A table for ``rich.print``: path, shape, dtype, number of parameters, whether it decays.
+def elastic_net(params: Params, *patterns: str, l1: ArrayLike, l2: ArrayLike) -> Array:
+    """l1 * sum |w| + l2 * sum w^2, over the leaves that `l1` the function takes, without a half.
 
-    `mask` is as in `adamw`, by default `decayed`; of `groups`, patterns as `by_path` has them,
-    each row names its own.
+    Keras's ``L1L2(l1, l2)``. scikit-learn's alpha and l1_ratio are l1 = alpha * l1_ratio and
+    l2 = alpha * (1 - l1_ratio) / 2.
     """
-    from rich.table import Table
-
-    table = Table(caption=f"{count(params):,} parameters", caption_justify="left")
-    columns = ("path", "shape", "dtype", "parameters", "decays", *(["group"] if groups else []))
-    for column in columns:
-        table.add_column(column, justify="right" if column == "parameters" else "left")
-    decays = jax.tree.leaves(resolve_mask(mask, params))
-    for (path, leaf), decay in zip(paths(params).items(), decays, strict=True):
-        group = [next((g for g in groups if path_matches(g, path)), "none")] if groups else []
-        shape = str(list(leaf.shape))
-        size = f"{math.prod(leaf.shape):,}"
-        table.add_row(path, shape, str(leaf.dtype), size, "yes" if decay else "no", *group)
-    return table
+    weights = _penalised("elastic_net", params, patterns)
+    size, square = _total(_magnitude, weights), _total(jnp.square, weights)
+    return jnp.asarray(l1, size.dtype) * size + jnp.asarray(l2, size.dtype) * square
 
 
 def matching(params: Params, *patterns: str) -> Params:
@@ -137,9 +129,34 @@ def resolve_mask(mask: Any, params: Params) -> Params:
     return jax.tree.broadcast(mask(params) if callable(mask) else mask, params)
 
 
-def _weights(params: Params) -> list[Array]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return [wide(leaf) for keys, leaf in leaves if _name(keys) == "w"]
+def _penalised(name: str, params: Params, patterns: Sequence[str]) -> list[Array]:
+    check_patterns(name, params, patterns)
+    matches = jax.tree.leaves(matching(params, *patterns) if patterns else decayed(params))
+    return [
+        wide(leaf) for leaf, match in zip(jax.tree.leaves(params), matches, strict=True) if match
+    ]
+
+
+def check_patterns(name: str, params: Params, patterns: Sequence[str]) -> None:
+    """Raise ValueError, in the name of the function `name`, for a pattern without a leaf."""
+    whole = list(paths(params))
+    for pattern in patterns:
+        if not any(path_matches(pattern, path) for path in whole):
+            raise ValueError(f"{name}: pattern {pattern!r} matches no parameter of {whole}")
+
+
+def _magnitude(w: Array) -> Array:
+    # jnp.abs alone has derivative 1 at 0, which would push away what is 0.
+    return jnp.where(w == 0, 0, jnp.abs(w))
+
+
+def _total(of_each: Callable[[Array], Array], leaves: list[Array]) -> Array:
+    if not leaves:
+        return jnp.zeros(())
+    dtype = max((leaf.dtype for leaf in leaves), key=lambda dtype: dtype.itemsize)
+    return sum(
+        [jnp.sum(of_each(leaf)).astype(dtype) for leaf in leaves], start=jnp.zeros((), dtype)
+    )
 
 
 def _alike(tree: Params) -> list[Array]:

@@ -90,11 +90,21 @@ def order_of(shuffle_key: Array, epoch: Array, rows: int) -> Array:
     return permutation(jax.random.fold_in(shuffle_key, epoch), rows)
 
 
-def evaluate(metric_fn: Callable[[Data], Any], data: Data, batch_size: int) -> Any:
-    """The exact mean over all rows of metric_fn(batch), leaves [batch, ...] -> [...].
+def evaluate(
+    metric_fn: Callable[[Data], Any],
+    data: Data,
+    batch_size: int,
+    *,
+    reduce: Literal["mean", "sum"] = "mean",
+) -> Any:
+    """The exact mean over all rows of metric_fn(batch), leaves [batch, ...] -> [...], or the sum.
 
-    Every row counts once, the tail too. `batch_size` bounds the memory and nothing else.
+    Every row counts once, the tail too. `batch_size` bounds the memory and nothing else. In a sum
+    bools and integers are counted in integers of 32 bits at least, where float32 would stand
+    still at 2^24.
     """
+    if reduce not in ("mean", "sum"):
+        raise ValueError(f"evaluate: reduce is {reduce!r}, expected 'mean' or 'sum'")
     rows = rows_of("evaluate", data)
     check_at_least_1("evaluate", batch_size=batch_size)
     batch_size = min(batch_size, rows)
@@ -109,13 +119,14 @@ def evaluate(metric_fn: Callable[[Data], Any], data: Data, batch_size: int) -> A
                     f"evaluate: metric_fn returned shape {values.shape},"
                     f" expected one value per row, [{batch_size}, ...]"
                 )
-            values = wide(values)
+            values = wide(values) if reduce == "mean" else _countable(values)
             return jnp.sum(values if mask is None else _select(mask, values, 0), axis=0)
 
         return jax.tree.map(over_rows, metric_fn(take(data, index)))
 
     sums = lax.map(batch_sum, batches_of(jnp.arange(rows, dtype=jnp.int32), steps, batch_size))
-    return jax.tree.map(lambda s: jnp.sum(s, axis=0) / rows, sums)
+    totals = jax.tree.map(lambda s: jnp.sum(s, axis=0), sums)
+    return totals if reduce == "sum" else jax.tree.map(lambda s: s / rows, totals)
 
 
 def check_finite(history: Metrics, params: Params, data: Data = None) -> None:
@@ -162,6 +173,12 @@ def _select(mask: Array, values: Array, other: float) -> Array:
     # Selected, not multiplied: a padded row may be anything, NaN too.
     counted = mask.astype(bool).reshape(-1, *[1] * (values.ndim - 1))
     return jnp.where(counted, values, other)
+
+
+def _countable(values: Array) -> Array:
+    if jnp.issubdtype(values.dtype, jnp.floating):
+        return wide(values)
+    return values if values.dtype.itemsize >= 4 else values.astype(jnp.int32)
 
 
 def check_at_least_1(name: str, **numbers: int) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import fnn
-from fnn.params import count, decayed, global_norm, l1, l2, paths
+from fnn.params import count, decayed, elastic_net, global_norm, l1, l2, paths
 
 PARAMS = {
     "norm": {"scale": jnp.full(3, 2.0), "offset": jnp.zeros(3)},
@@ -38,6 +38,55 @@ def test_penalties_are_of_weights_alone():
     assert l2({"w": jnp.full(4, 300, jnp.float16)}) == 360000  # beyond float16
     with jax.enable_x64(True):
         assert l2({"w": jnp.ones(2, jnp.float64)}).dtype == jnp.float64
+
+
+@pytest.mark.parametrize(
+    ("patterns", "size", "square"),
+    [
+        ((), 6.5, 14.25),
+        (("hidden/w",), 6.5, 14.25),
+        (("**/b",), 14, 98),
+        (("hidden/*",), 20.5, 112.25),
+        (("norm/scale", "**/b", "hidden/b"), 20, 110),  # a leaf counts once
+        (("norm/offset",), 0, 0),
+    ],
+)
+def test_penalties_of_patterns(patterns, size, square):
+    assert l1(PARAMS, *patterns) == size
+    assert l2(PARAMS, *patterns) == square
+    both = jax.jit(lambda a, b: elastic_net(PARAMS, *patterns, l1=a, l2=b))(0.5, 0.25)
+    assert both == 0.5 * size + 0.25 * square
+
+
+def test_the_penalties_slopes():
+    grads = jax.jit(jax.grad(lambda p: elastic_net(p, "**/w", "norm/offset", l1=0.5, l2=0.25)))(
+        PARAMS
+    )
+    expected = jax.tree.map(jnp.zeros_like, PARAMS)  # at 0 too: what is 0 is not pushed away
+    expected["hidden"]["w"] = 0.5 * jnp.sign(PARAMS["hidden"]["w"]) + 0.5 * PARAMS["hidden"]["w"]
+    chex.assert_trees_all_close(grads, expected, rtol=1e-6)
+
+
+def test_a_penalty_of_nothing_is_an_error():
+    for penalty in (l1, l2):
+        name = penalty.__name__
+        with pytest.raises(
+            ValueError, match=rf"{name}: pattern 'head/[*]' matches no parameter of"
+        ):
+            penalty(PARAMS, "**/w", "head/*")
+    with pytest.raises(ValueError, match="elastic_net: pattern 'w' matches no parameter of"):
+        elastic_net(PARAMS, "w", l1=0.1, l2=0.1)
+    assert elastic_net({}, l1=0.1, l2=0.1) == 0
+
+
+def test_penalties_of_mixed_types():
+    mixed = {"a": {"w": jnp.ones(2, jnp.bfloat16)}, "b": {"w": jnp.ones(3)}}
+    assert l1(mixed) == 5
+    with jax.enable_x64(True):
+        assert l2({"a": {"w": jnp.ones(2, jnp.float32)}}).dtype == jnp.float32
+        rates = jnp.asarray(0.5, jnp.float32), jnp.asarray(1.0, jnp.float32)
+        both = {"a": {"w": jnp.ones(2, jnp.float32)}, "b": {"w": jnp.ones(2, jnp.float64)}}
+        assert elastic_net(both, l1=rates[0], l2=rates[1]) == 6
 
 
 def test_decayed():
