@@ -116,7 +116,7 @@ def _batch_statistics(x: Array, mask: AnyArray | None) -> tuple[Array, ...]:
     The mean is pivot + shift: a long sum of large numbers is not exact, and the second pass
     corrects it. No result depends on the pivot, so derivatives need not know of it.
     """
-    rows = jnp.ones(x.shape[0], bool) if mask is None else jnp.asarray(mask) != 0
+    rows = jnp.ones(x.shape[0], bool) if mask is None else jnp.asarray(mask).astype(bool)
     each = rows.reshape(-1, *[1] * (x.ndim - 1))
     x = x if mask is None else jnp.where(each, x, 0)
     values, axes = wide(x), tuple(range(x.ndim - 1))
