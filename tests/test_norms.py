@@ -50,7 +50,7 @@ def test_batch_norm_is_pytorchs(name):
     _, new = apply({k: jnp.asarray(case[k]) for k in ("x", "scale", "offset")})
     np.testing.assert_allclose(new["mean"], case["new_mean"], rtol=1e-5)
     # PyTorch divides by n - 1 in the running variance, and only there.
-    n = np.prod(case["x"].shape[:-1])
+    n = int(np.prod(case["x"].shape[:-1]))
     moved = (new["var"] - 0.9 * state["var"]) * n / (n - 1) if training else 0.1 * state["var"]
     np.testing.assert_allclose(0.9 * state["var"] + moved, case["new_var"], rtol=1e-5)
 
