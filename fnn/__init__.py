@@ -16,6 +16,10 @@ from fnn.activations import relu as relu
 from fnn.activations import sigmoid as sigmoid
 from fnn.activations import softmax as softmax
 from fnn.activations import tanh as tanh
+from fnn.conv import conv as conv
+from fnn.conv import conv_init as conv_init
+from fnn.conv import conv_transpose as conv_transpose
+from fnn.conv import conv_transpose_init as conv_transpose_init
 from fnn.initializers import glorot_normal as glorot_normal
 from fnn.initializers import glorot_uniform as glorot_uniform
 from fnn.initializers import kaiming_normal as kaiming_normal
@@ -23,6 +27,8 @@ from fnn.initializers import kaiming_uniform as kaiming_uniform
 from fnn.layers import dense as dense
 from fnn.layers import dense_init as dense_init
 from fnn.layers import dropout as dropout
+from fnn.layers import embed as embed
+from fnn.layers import embed_init as embed_init
 from fnn.layers import mlp as mlp
 from fnn.layers import mlp_init as mlp_init
 from fnn.layers import split as split
@@ -36,6 +42,14 @@ from fnn.losses import huber as huber
 from fnn.losses import squared_error as squared_error
 from fnn.matrix_optimizers import adafactor as adafactor
 from fnn.matrix_optimizers import muon as muon
+from fnn.norms import batch_norm as batch_norm
+from fnn.norms import batch_norm_init as batch_norm_init
+from fnn.norms import group_norm as group_norm
+from fnn.norms import group_norm_init as group_norm_init
+from fnn.norms import layer_norm as layer_norm
+from fnn.norms import layer_norm_init as layer_norm_init
+from fnn.norms import rms_norm as rms_norm
+from fnn.norms import rms_norm_init as rms_norm_init
 from fnn.optimizers import adagrad as adagrad
 from fnn.optimizers import adam as adam
 from fnn.optimizers import adamw as adamw
@@ -45,6 +59,10 @@ from fnn.optimizers import nadam as nadam
 from fnn.optimizers import nesterov as nesterov
 from fnn.optimizers import rmsprop as rmsprop
 from fnn.optimizers import sgd as sgd
+from fnn.pooling import avg_pool as avg_pool
+from fnn.pooling import global_avg_pool as global_avg_pool
+from fnn.pooling import global_max_pool as global_max_pool
+from fnn.pooling import max_pool as max_pool
 from fnn.population import sweep as sweep
 from fnn.step import TrainState as TrainState
 from fnn.step import make_train_step as make_train_step

@@ -13,7 +13,7 @@ from jax import Array
 from jax.nn import relu
 from jax.typing import ArrayLike, DTypeLike
 
-from fnn.initializers import Initializer, glorot_uniform
+from fnn.initializers import Initializer, glorot_uniform, kaiming_normal
 from fnn.types import AnyArray, Params
 
 
@@ -59,6 +59,27 @@ def dropout(key: Array | None, x: AnyArray, rate: ArrayLike) -> AnyArray:
 def split(key: Array | None, num: int = 2) -> Sequence[Array | None] | Array:
     """key -> keys [num], as ``jax.random.split``; no key splits into [None] * num."""
     return [None] * num if key is None else jax.random.split(key, num)
+
+
+def embed_init(key: Array, vocab: int, dim: int, *, dtype: DTypeLike = float) -> Params:
+    """Parameters of `embed`: {"w": [vocab, dim]}, normal with deviation 1 / sqrt(dim).
+
+    So each row has a norm of about 1, and x @ w.T, where the output layer shares w, the scale of
+    x's elements.
+    """
+    return {"w": kaiming_normal(key, (dim, vocab), dtype, gain=1.0).T}
+
+
+def embed(params: Params, ids: AnyArray) -> Array:
+    """int [...] -> [..., dim]: row `id` of w for each id.
+
+    An id outside [0, vocab), a negative one too, gives a row of NaN, as a label does in
+    `cross_entropy`; it moves no row of w.
+    """
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"embed: ids are {ids.dtype}, expected integers")
+    rows = params["w"].at[ids]
+    return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def mlp_init(

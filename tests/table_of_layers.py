@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 import fnn
 
@@ -28,6 +29,28 @@ def dropout(params, x):
     return fnn.dropout(jax.random.key(DROPOUT_KEY), x, rate=0.5)
 
 
+def conv(size, *, out_dim=4, in_dim=2, groups=1, **options):
+    def init(key, **o):
+        return fnn.conv_init(key, in_dim, out_dim, size, groups=groups, **o)
+
+    return init, partial(fnn.conv, groups=groups, **options)
+
+
+def rowwise(layer, *in_shape):
+    """`layer` needs a batch axis, which vmap over rows takes away."""
+
+    def apply(params, x):
+        y = layer(params, x.reshape(-1, *in_shape))
+        return y if x.ndim > len(in_shape) else y[0]
+
+    return apply
+
+
+def batch_norm(params, x):
+    state = {"mean": jnp.zeros(4, x.dtype), "var": jnp.ones(4, x.dtype)}  # not used in training
+    return fnn.batch_norm(params, state, x, train=True)[0]
+
+
 LAYERS = [
     Layer("dense", lambda k, **o: fnn.dense_init(k, 4, 4, **o), fnn.dense, (4,), (4,)),
     Layer(
@@ -46,10 +69,44 @@ LAYERS = [
         (4,),
         (4,),
     ),
+    Layer("conv", *conv(3, stride=2), (5, 4, 2), (3, 2, 4)),
+    Layer("conv in groups", *conv(2, groups=2, padding=1), (3, 2, 2), (4, 3, 4)),
+    Layer(
+        "conv_transpose",
+        lambda k, **o: fnn.conv_transpose_init(k, 2, 4, 3, **o),
+        partial(fnn.conv_transpose, stride=2),
+        (2, 3, 2),
+        (4, 6, 4),
+    ),
+    Layer("max_pool", no_params, lambda p, x: fnn.max_pool(x, (2, 2)), (4, 5, 2), (2, 2, 2)),
+    Layer(
+        "avg_pool",
+        no_params,
+        lambda p, x: fnn.avg_pool(x, (3,), stride=2, padding="SAME"),
+        (6, 2),
+        (3, 2),
+    ),
+    Layer("global_max_pool", no_params, rowwise(lambda p, x: fnn.global_max_pool(x), 3, 2, 2), (3, 2, 2), (2,)),
+    Layer("layer_norm", lambda k, **o: fnn.layer_norm_init(4, **o), fnn.layer_norm, (3, 4), (3, 4)),
+    Layer(
+        "group_norm",
+        lambda k, **o: fnn.group_norm_init(4, **o),
+        rowwise(partial(fnn.group_norm, groups=2), 3, 4),
+        (3, 4),
+        (3, 4),
+    ),
+    Layer("rms_norm", lambda k, **o: fnn.rms_norm_init(4, **o), fnn.rms_norm, (4,), (4,)),
     Layer("dropout without a key", no_params, lambda p, x: fnn.dropout(None, x, 0.5), (4,), (4,)),
 ]  # fmt: skip
-# Layers that draw: what one example gets depends on where it stands in the batch.
+# What one example gets depends on the batch: on its place in it, where the layer draws.
 RANDOM_LAYERS = [
+    Layer(
+        "batch_norm in training",
+        lambda k, **o: fnn.batch_norm_init(4, **o)[0],
+        batch_norm,
+        (2, 4),
+        (2, 4),
+    ),
     Layer("dropout", no_params, dropout, (4,), (4,)),
     Layer(
         "mlp with dropout",

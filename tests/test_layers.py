@@ -11,6 +11,7 @@ from tests.table_of_layers import LAYERS, RANDOM_LAYERS
 KEY = jax.random.key(0)
 every_layer = pytest.mark.parametrize("layer", LAYERS + RANDOM_LAYERS, ids=lambda row: row.name)
 every_fixed_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda row: row.name)
+NAMES = ("w", "b", "scale", "offset")
 HALVES = (jnp.bfloat16, jnp.float16)
 
 
@@ -25,7 +26,7 @@ def inputs(layer, rows=3, dtype=jnp.float32):
 def test_shapes_and_plain_params(layer):
     params = layer.init(KEY)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
-    assert all(name.split("/")[-1] in ("w", "b") for name in fnn.params.paths(params))
+    assert all(name.split("/")[-1] in NAMES for name in fnn.params.paths(params))
     assert layer.apply(params, inputs(layer)).shape == (3, *layer.out_shape)
     assert layer.apply(params, inputs(layer, rows=0)).shape == (0, *layer.out_shape)
 
@@ -172,6 +173,38 @@ def test_errors_name_the_layer(call, error, message):
 def test_the_advice_for_images_works():
     x = jnp.full((1, 4), 255, jnp.uint8)
     assert fnn.dense(fnn.dense_init(KEY, 4, 2), x.astype("float32") / 255).shape == (1, 2)
+
+
+# --- embed ---------------------------------------------------------------------------------------
+
+
+def test_embed_is_numpy_indexing():
+    params = fnn.embed_init(KEY, 7, 3)
+    ids = np.array([[0, 6, 2], [2, 2, 5]])
+    np.testing.assert_array_equal(fnn.embed(params, ids), np.asarray(params["w"])[ids])
+    assert fnn.embed(params, jnp.zeros((0, 2), jnp.uint8)).shape == (0, 2, 3)
+    grads = jax.grad(lambda p: fnn.embed(p, ids).sum())(params)["w"]
+    np.testing.assert_array_equal(grads[:, 0], [1, 0, 3, 0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, *HALVES], ids=lambda d: d.__name__)
+def test_embed_says_nan_to_ids_that_are_none(dtype):
+    params = fnn.embed_init(KEY, 7, 3, dtype=dtype)
+    rows = fnn.embed(params, jnp.array([-1, 0, 6, 7, 1000]))
+    assert rows.dtype == dtype
+    np.testing.assert_array_equal(jnp.isnan(rows).all(1), [True, False, False, True, True])
+    assert not jnp.isnan(rows[1:3]).any()
+
+
+def test_embed_init_gives_rows_of_norm_1():
+    norms = jnp.linalg.norm(fnn.embed_init(KEY, 500, 64)["w"], axis=1)
+    assert abs(float(norms.mean()) - 1) < 0.01
+
+
+def test_embed_wants_integers():
+    for ids in (jnp.zeros(3), jnp.zeros(3, bool)):
+        with pytest.raises(TypeError, match=r"embed: ids are (float32|bool), expected integers"):
+            fnn.embed(fnn.embed_init(KEY, 7, 3), ids)
 
 
 # --- dropout ------------------------------------------------------------------------------------
