@@ -1,4 +1,4 @@
-"""Multi-head attention (Vaswani et al. 2017) and a transformer block, on JAX's own kernel.
+"""Multi-head attention (Vaswani et al. 2017) and a transformer block.
 
 A position is something the caller adds, learned as here or by `rotary`; attention alone does not
 know the order of its inputs::
@@ -79,7 +79,7 @@ def attention(
     Keys and values are of `context`, [batch, source, context_dim], or of x itself. `mask` is
     bool, True where may be looked: [batch, time, source], or [batch, heads, time, source], either
     with ones to broadcast, so ``mask[:, None]`` for padding [batch, source]. With `causal` time t
-    looks at source 0 to t. Where nothing may be looked at, the heads give zero. `positions`, int
+    looks at 0 to t. Where nothing may be looked at, the heads give zero. `positions`, int
     [time], turn queries and keys by `rotary`. There is no dropout on the attention weights.
     """
     source = x if context is None else context
@@ -89,10 +89,7 @@ def attention(
     v = _project("attention", params["value"], source)
     if positions is not None:
         q, k = rotary(q, positions), rotary(k, positions)
-    if mask is None:
-        out = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
-    else:
-        out = _masked_attention(q, k, v, _full_mask(mask, x, source, causal))
+    out = _weighted_values(q, k, v, _full_mask(mask, x, source, causal))
     return jnp.einsum("...hd,hdo->...o", out, params["output"]["w"]) + params["output"]["b"]
 
 
@@ -173,17 +170,27 @@ def _project(name: str, params: Params, x: AnyArray) -> Array:
     return jnp.einsum("...i,ihd->...hd", x, params["w"]) + params["b"]
 
 
-def _masked_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask)
-    # JAX's kernel takes the mean of everything where nothing is allowed.
-    allowed = jnp.swapaxes(mask.any(-1), -1, -2)[..., None]
-    return jnp.where(allowed, out, 0)
+# By hand, because `jax.nn.dot_product_attention` takes the softmax of float64 in float32, has no
+# float16 on a CPU, and gives a row without an allowed source the mean of all.
+def _weighted_values(q: Array, k: Array, v: Array, mask: AnyArray | None) -> Array:
+    scale = 1 / math.sqrt(max(q.shape[-1], 1))
+    scores = scale * jnp.einsum("bthd,bshd->bhts", wide(q), wide(k))
+    if mask is None:
+        weights = jax.nn.softmax(scores, axis=-1)
+    else:
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+        weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0)
+    return jnp.einsum("bhts,bshd->bthd", weights.astype(v.dtype), v)
 
 
-def _full_mask(mask: AnyArray, x: AnyArray, source: AnyArray, causal: bool) -> Array:
-    """[batch, heads or 1, time, source], what causality forbids taken out."""
+def _full_mask(
+    mask: AnyArray | None, x: AnyArray, source: AnyArray, causal: bool
+) -> AnyArray | None:
+    """[batch, heads, time, source] or ones for what is broadcast, with what causality forbids."""
     full = (x.shape[0], x.shape[1], source.shape[1])
-    mask = jnp.asarray(mask)
+    past = jnp.tri(full[1], full[2], dtype=bool)
+    if mask is None:
+        return past if causal else None
     if mask.dtype != bool:
         raise TypeError(f"attention: mask is {mask.dtype}, expected bool, True where may be looked")
     sizes = (*mask.shape[:1], *mask.shape[-2:])
@@ -193,7 +200,7 @@ def _full_mask(mask: AnyArray, x: AnyArray, source: AnyArray, causal: bool) -> A
             " with heads second; mask[:, None] makes one of padding [batch, source]"
         )
     mask = mask[:, None] if mask.ndim == 3 else mask
-    return mask & jnp.tri(full[1], full[2], dtype=bool) if causal else mask
+    return mask & past if causal else mask
 
 
 def _check_attention(params: Params, x: AnyArray, source: AnyArray, ordered: bool) -> None:

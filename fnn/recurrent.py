@@ -7,9 +7,9 @@ gates * hidden_dim]}}, the gates side by side in PyTorch's order.
 A mask is as in `fnn.sequences`: a masked step leaves the carry, and its output is zero.
 
 `form` chooses between programs that compute the same to rounding: "fused", one product for all
-gates of an input inside the loop, "hoisted", the input's product taken out of the loop, and
-"separate", one product a gate. By default it is "fused" where JAX's default backend is a CPU and
-"hoisted" elsewhere.
+gates of an input, inside the loop; "hoisted", the input's product taken out of the loop;
+"separate", one product a gate. By default it is "hoisted", but where JAX's default backend is a
+CPU "separate" from a hidden_dim of 128 and "fused" below.
 """
 
 from collections.abc import Callable, Sequence
@@ -242,7 +242,7 @@ def _layer(
     reverse: bool,
     form: Form | None,
 ) -> tuple[Any, Array]:
-    form = _checked_form(name, form)
+    form = _form(name, form, params)
     check_sequence(name, xs, mask, "in")
     _check_input(name, xs, params["input"]["w"])
     _check_carry(name, carry, xs)
@@ -275,11 +275,16 @@ def _cut(params: Params, gates: int) -> Params:
     return {"input": {name: cut(leaf) for name, leaf in params["input"].items()}, "hidden": hidden}
 
 
-def _checked_form(name: str, form: Form | None) -> Form:
-    forms = ("fused", "hoisted", "separate")
-    if form is not None and form not in forms:
-        raise ValueError(f"{name}: form is {form!r}, expected one of {forms} or None")
-    return form or ("fused" if jax.default_backend() == "cpu" else "hoisted")
+def _form(name: str, form: Form | None, params: Params) -> Form:
+    if form is not None:
+        if form not in ("fused", "hoisted", "separate"):
+            raise ValueError(
+                f"{name}: form is {form!r}, expected 'fused', 'hoisted', 'separate' or None"
+            )
+        return form
+    if jax.default_backend() != "cpu":
+        return "hoisted"
+    return "separate" if params["hidden"]["w"].shape[0] >= 128 else "fused"
 
 
 def _check_carry(name: str, carry: Any, xs: AnyArray) -> None:

@@ -28,6 +28,17 @@ def dropout(params, x):
     return fnn.dropout(jax.random.key(DROPOUT_KEY), x, rate=0.5)
 
 
+def over_time(layer):
+    """The outputs of a layer of sequences, for one sequence or a batch of them."""
+
+    def apply(params, x):
+        ys = layer(params, x.reshape(-1, *x.shape[-2:]))
+        ys = ys[1] if isinstance(ys, tuple) else ys
+        return ys.reshape(*x.shape[:-1], ys.shape[-1])
+
+    return apply
+
+
 LAYERS = [
     Layer("dense", lambda k, **o: fnn.dense_init(k, 4, 4, **o), fnn.dense, (4,), (4,)),
     Layer(
@@ -45,6 +56,15 @@ LAYERS = [
         partial(fnn.mlp, activation=fnn.tanh),
         (4,),
         (4,),
+    ),
+    Layer("lstm", lambda k, **o: fnn.lstm_init(k, 4, 3, **o), over_time(fnn.lstm), (5, 4), (5, 3)),
+    Layer("gru", lambda k, **o: fnn.gru_init(k, 4, 3, **o), over_time(fnn.gru), (5, 4), (5, 3)),
+    Layer(
+        "attention",
+        lambda k, **o: fnn.attention_init(k, 4, 2, **o),
+        over_time(partial(fnn.attention, causal=True)),
+        (5, 4),
+        (5, 4),
     ),
     Layer("dropout without a key", no_params, lambda p, x: fnn.dropout(None, x, 0.5), (4,), (4,)),
 ]  # fmt: skip
