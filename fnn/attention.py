@@ -174,7 +174,9 @@ def _project(name: str, params: Params, x: AnyArray) -> Array:
 # float16 on a CPU, and gives a row without an allowed source the mean of all.
 def _weighted_values(q: Array, k: Array, v: Array, mask: AnyArray | None) -> Array:
     scale = 1 / math.sqrt(max(q.shape[-1], 1))
-    scores = scale * jnp.einsum("bthd,bshd->bhts", wide(q), wide(k))
+    # Scaled before the product: after it, XLA would fuse the factor into softmax's subtraction of
+    # the largest score, unrounded, and scores of 1e30 would overflow.
+    scores = jnp.einsum("bthd,bshd->bhts", scale * wide(q), wide(k))
     if mask is None:
         weights = jax.nn.softmax(scores, axis=-1)
     else:
