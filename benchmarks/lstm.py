@@ -11,6 +11,7 @@ installed is left out (``pip install dm-haiku``).
 Device: any. 2 CPU cores (AMD EPYC), jax 0.10.2: see benchmarks/README.md.
 """
 
+import importlib
 import importlib.util
 import os
 from pathlib import Path
@@ -56,7 +57,7 @@ def fnn_loss(params, tokens, key):
 
 
 def haiku_loss_and_params(vocab):
-    import haiku as hk
+    hk = importlib.import_module("haiku")
 
     def logits(tokens):
         core = hk.LSTM(HIDDEN)
@@ -100,7 +101,7 @@ def gradients(hidden: int):
 
     works = {"fused": by("fused"), "hoisted": by("hoisted"), "separate": by("separate")}
     if importlib.util.find_spec("haiku"):
-        import haiku as hk
+        hk = importlib.import_module("haiku")
 
         def unrolled(xs):
             core = hk.LSTM(hidden)

@@ -9,7 +9,7 @@ A mask is as in `fnn.sequences`: a masked step leaves the carry, and its output 
 `form` chooses between programs that compute the same to rounding: "fused", one product for all
 gates of an input, inside the loop; "hoisted", the input's product taken out of the loop;
 "separate", one product a gate. By default it is "hoisted", but where JAX's default backend is a
-CPU "separate" from a hidden_dim of 128 and "fused" below.
+CPU "separate" for a hidden_dim from 128 to 255 and "fused" for others.
 """
 
 from collections.abc import Callable, Sequence
@@ -284,7 +284,7 @@ def _form(name: str, form: Form | None, params: Params) -> Form:
         return form
     if jax.default_backend() != "cpu":
         return "hoisted"
-    return "separate" if params["hidden"]["w"].shape[0] >= 128 else "fused"
+    return "separate" if 128 <= params["hidden"]["w"].shape[0] < 256 else "fused"
 
 
 def _check_carry(name: str, carry: Any, xs: AnyArray) -> None:

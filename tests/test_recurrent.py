@@ -142,7 +142,8 @@ def test_the_default_form_is_the_backends(name, monkeypatch):
         return str(jax.make_jaxpr(lambda p, x: layer(p, x, form=form))(params, xs))
 
     assert len({program(form, 8) for form in FORMS}) == 3
-    assert program(None, 127) == program("fused", 127)
+    for hidden in (127, 256):
+        assert program(None, hidden) == program("fused", hidden)
     assert program(None, 128) == program("separate", 128)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert program(None, 128) == program("hoisted", 128)
