@@ -1,4 +1,4 @@
-"""How weights begin: Glorot (Xavier) and Kaiming (He), uniform and normal.
+"""How weights begin: Glorot (Xavier) and Kaiming (He), uniform and normal; orthogonal.
 
 Each is an initializer of JAX's protocol as it stands, ``init(key, shape, dtype) -> array``, so
 any of ``jax.nn.initializers`` can take its place and it can take theirs. A gain other than the
@@ -81,6 +81,19 @@ def kaiming_normal(
 ) -> Array:
     """[*size, in, out], normal with deviation gain / sqrt(fan_in) (He et al. 2015, eq. 10)."""
     return _normal(key, shape, dtype, gain / math.sqrt(_at_least_1(fans(shape)[0])))
+
+
+def orthogonal(
+    key: Array, shape: Sequence[int], dtype: DTypeLike = float, *, gain: float = 1.0
+) -> Array:
+    """[*size, in, out], seen as [size * in, out]: gain times orthonormal columns, or rows.
+
+    Whichever are fewer; uniform over all such matrices (Saxe et al. 2014). The product of many
+    neither grows nor vanishes, which is what a recurrent weight is multiplied with over time.
+    """
+    fans(shape)
+    draw = jax.nn.initializers.orthogonal(gain)(key, shape, _wide(dtype))
+    return draw.astype(dtype)
 
 
 # Half precision is drawn in float32 and rounded, so that it is the same network, only coarser.

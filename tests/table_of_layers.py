@@ -42,6 +42,13 @@ def rowwise(layer, *in_shape):
     def apply(params, x):
         y = layer(params, x.reshape(-1, *in_shape))
         return y if x.ndim > len(in_shape) else y[0]
+def over_time(layer):
+    """The outputs of a layer of sequences, for one sequence or a batch of them."""
+
+    def apply(params, x):
+        ys = layer(params, x.reshape(-1, *x.shape[-2:]))
+        ys = ys[1] if isinstance(ys, tuple) else ys
+        return ys.reshape(*x.shape[:-1], ys.shape[-1])
 
     return apply
 
@@ -96,6 +103,15 @@ LAYERS = [
         (3, 4),
     ),
     Layer("rms_norm", lambda k, **o: fnn.rms_norm_init(4, **o), fnn.rms_norm, (4,), (4,)),
+    Layer("lstm", lambda k, **o: fnn.lstm_init(k, 4, 3, **o), over_time(fnn.lstm), (5, 4), (5, 3)),
+    Layer("gru", lambda k, **o: fnn.gru_init(k, 4, 3, **o), over_time(fnn.gru), (5, 4), (5, 3)),
+    Layer(
+        "attention",
+        lambda k, **o: fnn.attention_init(k, 4, 2, **o),
+        over_time(partial(fnn.attention, causal=True)),
+        (5, 4),
+        (5, 4),
+    ),
     Layer("dropout without a key", no_params, lambda p, x: fnn.dropout(None, x, 0.5), (4,), (4,)),
 ]  # fmt: skip
 # What one example gets depends on the batch: on its place in it, where the layer draws.
