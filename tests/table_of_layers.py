@@ -28,6 +28,19 @@ def dropout(params, x):
     return fnn.dropout(jax.random.key(DROPOUT_KEY), x, rate=0.5)
 
 
+def spatial_dropout(params, x):
+    return fnn.spatial_dropout(jax.random.key(DROPOUT_KEY), x, rate=0.5)
+
+
+def dropout_of_rows(params, x):
+    return fnn.dropout(fnn.row_keys(jax.random.key(DROPOUT_KEY), len(x)), x, rate=0.5)
+
+
+def mlp_with_dropout_of_rows(params, x):
+    keys = fnn.row_keys(jax.random.key(DROPOUT_KEY), len(x))
+    return fnn.mlp(params, x, key=keys, rate=0.5)
+
+
 LAYERS = [
     Layer("dense", lambda k, **o: fnn.dense_init(k, 4, 4, **o), fnn.dense, (4,), (4,)),
     Layer(
@@ -55,6 +68,15 @@ RANDOM_LAYERS = [
         "mlp with dropout",
         lambda k, **o: fnn.mlp_init(k, (4, 8, 8, 4), **o),
         lambda p, x: fnn.mlp(p, x, key=jax.random.key(DROPOUT_KEY), rate=0.5),
+        (4,),
+        (4,),
+    ),
+    Layer("spatial dropout", no_params, spatial_dropout, (5, 4), (5, 4)),
+    Layer("dropout of rows", no_params, dropout_of_rows, (3,), (3,)),
+    Layer(
+        "mlp with dropout of rows",
+        lambda k, **o: fnn.mlp_init(k, (4, 8, 8, 4), **o),
+        mlp_with_dropout_of_rows,
         (4,),
         (4,),
     ),
