@@ -237,7 +237,7 @@ def _symmetric(key: Array, shape: tuple[int, ...], limit: ArrayLike, dtype: Any)
 
 
 def _middle(key: Array, x: AnyArray) -> Array:
-    return jax.random.randint(key, (2,), 0, jnp.array(x.shape[1:3]))
+    return jax.random.randint(key, (2,), 0, jnp.array(x.shape[1:3]), jnp.int32)
 
 
 def _shares_and_partners(
@@ -249,8 +249,9 @@ def _shares_and_partners(
 
     def draw(key: Array) -> tuple[Array, Array]:
         first, second, _ = jax.random.split(key, 3)  # the third is cutmix's
-        step = jax.random.randint(second, (), 1, max(rows, 2))
-        return jax.random.beta(first, alpha, alpha, dtype=dtype), step
+        # a / (a + b) of two gamma draws; of their logarithms, since small ones vanish.
+        a, b = jax.random.loggamma(first, alpha, (2,), dtype)
+        return jax.nn.sigmoid(a - b), jax.random.randint(second, (), 1, max(rows, 2))
 
     keep, step = _draw(name, key, x, draw)
     return keep, (jnp.arange(rows) + step) % max(rows, 1)
@@ -289,12 +290,12 @@ def _centred_grid(image: Array) -> tuple[tuple[Array, Array], tuple[float, float
 
 def _boxes(x: AnyArray, middles: Array, sizes: Array) -> tuple[Array, Array]:
     """Bools [batch, height, width, 1], True inside boxes of int sizes, and how many, [batch]."""
-    limits = jnp.array(x.shape[1:3])
+    limits = jnp.array(x.shape[1:3], jnp.int32)
     first = middles - sizes // 2
     low, high = jnp.clip(first, 0, limits), jnp.clip(first + sizes, 0, limits)
 
     def between(axis: int) -> Array:
-        i = jnp.arange(x.shape[1 + axis])
+        i = jnp.arange(x.shape[1 + axis], dtype=jnp.int32)
         return (i >= low[:, axis, None]) & (i < high[:, axis, None])
 
     inside = between(0)[:, :, None, None] & between(1)[:, None, :, None]

@@ -61,7 +61,7 @@ def sparsity(tree: Params, *, mask: Any = None) -> Array:
     """
     allowed = jax.tree.leaves(resolve_mask(mask, tree))
     counted = [leaf for leaf, use in zip(jax.tree.leaves(tree), allowed, strict=True) if use]
-    zeros = sum(jnp.sum(jnp.asarray(leaf) == 0) for leaf in counted)
+    zeros = sum(jnp.sum(~jnp.asarray(leaf, bool)) for leaf in counted)
     return jnp.asarray(zeros, float) / max(sum(jnp.size(leaf) for leaf in counted), 1)
 
 
