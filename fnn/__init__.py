@@ -1,6 +1,7 @@
 """Functional neural networks for JAX: everything is a pure function of plain arrays."""
 
 from fnn import activations as activations
+from fnn import augment as augment
 from fnn import data as data
 from fnn import datasets as datasets
 from fnn import diagnostics as diagnostics
@@ -10,6 +11,7 @@ from fnn import matrix_optimizers as matrix_optimizers
 from fnn import metrics as metrics
 from fnn import optax_wrappers as optax_wrappers
 from fnn import params as params
+from fnn import pruning as pruning
 from fnn import schedules as schedules
 from fnn.activations import leaky_relu as leaky_relu
 from fnn.activations import relu as relu
@@ -37,6 +39,8 @@ from fnn.layers import embed as embed
 from fnn.layers import embed_init as embed_init
 from fnn.layers import mlp as mlp
 from fnn.layers import mlp_init as mlp_init
+from fnn.layers import row_keys as row_keys
+from fnn.layers import spatial_dropout as spatial_dropout
 from fnn.layers import split as split
 from fnn.lifting import Optimizer as Optimizer
 from fnn.losses import absolute_error as absolute_error

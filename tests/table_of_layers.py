@@ -42,6 +42,10 @@ def rowwise(layer, *in_shape):
     def apply(params, x):
         y = layer(params, x.reshape(-1, *in_shape))
         return y if x.ndim > len(in_shape) else y[0]
+
+    return apply
+
+
 def over_time(layer):
     """The outputs of a layer of sequences, for one sequence or a batch of them."""
 
@@ -56,6 +60,19 @@ def over_time(layer):
 def batch_norm(params, x):
     state = {"mean": jnp.zeros(4, x.dtype), "var": jnp.ones(4, x.dtype)}  # not used in training
     return fnn.batch_norm(params, state, x, train=True)[0]
+
+
+def spatial_dropout(params, x):
+    return fnn.spatial_dropout(jax.random.key(DROPOUT_KEY), x, rate=0.5)
+
+
+def dropout_of_rows(params, x):
+    return fnn.dropout(fnn.row_keys(jax.random.key(DROPOUT_KEY), len(x)), x, rate=0.5)
+
+
+def mlp_with_dropout_of_rows(params, x):
+    keys = fnn.row_keys(jax.random.key(DROPOUT_KEY), len(x))
+    return fnn.mlp(params, x, key=keys, rate=0.5)
 
 
 LAYERS = [
@@ -128,6 +145,15 @@ RANDOM_LAYERS = [
         "mlp with dropout",
         lambda k, **o: fnn.mlp_init(k, (4, 8, 8, 4), **o),
         lambda p, x: fnn.mlp(p, x, key=jax.random.key(DROPOUT_KEY), rate=0.5),
+        (4,),
+        (4,),
+    ),
+    Layer("spatial dropout", no_params, spatial_dropout, (5, 4), (5, 4)),
+    Layer("dropout of rows", no_params, dropout_of_rows, (3,), (3,)),
+    Layer(
+        "mlp with dropout of rows",
+        lambda k, **o: fnn.mlp_init(k, (4, 8, 8, 4), **o),
+        mlp_with_dropout_of_rows,
         (4,),
         (4,),
     ),

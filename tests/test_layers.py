@@ -275,6 +275,110 @@ def test_masks_are_equal_between_vmap_and_loop():
     chex.assert_trees_all_equal(together, jnp.stack([fnn.dropout(key, x, 0.3) for key in keys]))
 
 
+@pytest.mark.parametrize("rate", [0.001, 0.1, 1 / 3, 0.5, 0.9])
+def test_dropout_rate_is_right_to_a_ten_thousandth(rate):
+    drop = jax.jit(lambda key, rate: (fnn.dropout(key, jnp.ones((2**12, 2**11)), rate) == 0).sum())
+    drawn = 4 * 2**23
+    share = sum(int(drop(key, rate)) for key in jax.random.split(KEY, 4)) / drawn
+    assert abs(share - rate) < min(1e-4, 2**-17 + 4 * np.sqrt(rate * (1 - rate) / drawn)) + 1e-5
+
+
+def test_the_two_halves_of_a_word_are_independent():
+    keep = masks(KEY, jnp.ones((1000, 1000)), 0.3).astype(float)
+    for a, b in [
+        (keep[:, :500], keep[:, 500:]),
+        (keep[:, :-1], keep[:, 1:]),
+        (keep[:-1], keep[1:]),
+    ]:
+        correlation = np.corrcoef(a.ravel(), b.ravel())[0, 1]
+        assert abs(correlation) < 4 / np.sqrt(a.size)
+
+
+def test_dropout_at_rates_that_only_a_sweep_can_give():
+    x = jnp.full((3, 5), 2.0)
+    y = jax.jit(lambda rates: jax.vmap(lambda rate: fnn.dropout(KEY, x, rate))(rates))
+    none, all_, tiny = y(jnp.array([0.0, 1.0, 1e-9]))
+    chex.assert_trees_all_equal((none, all_, tiny), (x, 0 * x, x))
+    assert np.isnan(fnn.dropout(KEY, x, jnp.array(jnp.nan))).any()
+    half = fnn.dropout(KEY, x, jnp.array(0.25, jnp.float16))
+    chex.assert_trees_all_equal(half, fnn.dropout(KEY, x, 0.25))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 1), (2, 3, 5), (0, 4), (4, 0)])
+def test_dropout_of_any_shape(shape):
+    y = fnn.dropout(KEY, jnp.ones(shape), 0.5)
+    assert y.shape == shape
+    assert set(np.unique(y)) <= {0, 2}
+
+
+@pytest.mark.parametrize("drop", [fnn.dropout, fnn.spatial_dropout])
+def test_a_row_draws_by_its_own_number(drop):
+    x = jax.random.normal(KEY, (8, 6, 16))
+    drop_rows = jax.jit(lambda rows: drop(fnn.row_keys(KEY, rows), x[rows], 0.5))
+    y = jax.jit(lambda: drop(fnn.row_keys(KEY, 8), x, 0.5))()
+    assert len(np.unique(np.asarray(y != 0), axis=0)) == 8
+    for rows in ([0, 1, 2], [3, 4, 5], [7, 0, 7]):
+        chex.assert_trees_all_equal(drop_rows(jnp.array(rows)), y[jnp.array(rows)])
+
+
+def test_keys_of_rows_go_through_split_and_mlp():
+    params, x = fnn.mlp_init(KEY, (6, 32, 32, 4)), jax.random.normal(KEY, (8, 6))
+
+    @jax.jit
+    def apply(keys, x):
+        first, second = fnn.split(keys)
+        return fnn.mlp(params, fnn.dropout(first, x, 0.3), key=second, rate=0.5)
+
+    y = apply(fnn.row_keys(KEY, 8), x)
+    assert len(np.unique(np.asarray(apply(fnn.row_keys(KEY, 8), x * 0 + x[0])), axis=0)) == 8
+    # Each row with a key of its own, which is one key then.
+    one_by_one = jax.vmap(apply)(fnn.row_keys(KEY, 8), x)
+    chex.assert_trees_all_close(one_by_one, y, rtol=1e-5, atol=1e-6)
+    assert fnn.row_keys(None, 8) is None
+    raw = fnn.row_keys(jax.random.PRNGKey(0), 8)
+    chex.assert_trees_all_close(apply(raw, x), y, rtol=1e-6)
+
+
+def test_spatial_dropout_drops_whole_channels():
+    x = 1 + jax.random.uniform(KEY, (50, 4, 5, 40))
+    kept = np.asarray(fnn.spatial_dropout(KEY, x, 0.25) != 0)
+    assert (kept == kept[:, :1, :1]).all()
+    assert abs(kept.mean() - 0.75) < 4 * np.sqrt(0.25 * 0.75 / 2000)
+    y = fnn.spatial_dropout(KEY, x, 0.25)
+    chex.assert_trees_all_close(y, jnp.where(kept, x / 0.75, 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: fnn.dropout(fnn.row_keys(KEY, 3), jnp.ones((4, 2)), 0.5),
+            ValueError,
+            r"dropout: key has shape \(3,\), expected one key, or one for each of 4 rows",
+        ),
+        (
+            lambda: fnn.row_keys(jax.random.split(KEY, 3), 3),
+            ValueError,
+            r"row_keys: key has shape \(3,\), expected one key",
+        ),
+        (lambda: fnn.row_keys(0, 3), TypeError, "row_keys: key is int, expected a key"),
+        (
+            lambda: fnn.spatial_dropout(KEY, jnp.ones(3), 0.5),
+            ValueError,
+            r"spatial_dropout: x has shape \(3,\), expected \[batch, \*space, channels\]",
+        ),
+        (
+            lambda: fnn.spatial_dropout(KEY, jnp.ones((2, 3)), 1.0),
+            ValueError,
+            "spatial_dropout: rate is 1.0",
+        ),
+    ],
+)  # fmt: skip
+def test_errors_of_rows_and_channels(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
 def test_split_of_no_key():
     assert fnn.split(None, 3) == [None] * 3
     chex.assert_trees_all_equal(fnn.split(KEY, 3), jax.random.split(KEY, 3))
