@@ -45,6 +45,10 @@ from fnn.optimizers import rmsprop as rmsprop
 from fnn.optimizers import sgd as sgd
 from fnn.params import summary as summary
 from fnn.population import sweep as sweep
+from fnn.stream import position as position
+from fnn.stream import prefetch as prefetch
+from fnn.stream import restore as restore
+from fnn.stream import train_on_batches as train_on_batches
 from fnn.training import TrainState as TrainState
 from fnn.training import check_finite as check_finite
 from fnn.training import evaluate as evaluate
