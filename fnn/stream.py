@@ -85,7 +85,8 @@ class Prefetch(Iterator[Data]):
 
     def _start(self) -> None:
         # Settings of this thread, which a new one would not have.
-        x64, device = jax.config.jax_enable_x64, jax.config.jax_default_device
+        x64 = jax.dtypes.canonicalize_dtype(float) == np.float64
+        device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
         arguments = (self._source, self._sharding, self._queue, self._stop, x64, device)
         self._thread = threading.Thread(target=_read, args=arguments, daemon=True)
         self._thread.start()

@@ -162,6 +162,7 @@ def test_whatever_an_earlier_run_left_the_file_is_right(place, server, start, ra
     path.parent.mkdir(parents=True)
     path.with_name("names.txt.part").write_bytes(start)
     assert datasets.names() == ["ada", "bob"]
+    assert ranges or len(server.requests) == 1  # all of it came: nothing to append to
     assert path.read_bytes() == b"ada\nbob"
 
 

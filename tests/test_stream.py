@@ -303,17 +303,30 @@ def test_the_tail_is_dropped_if_asked():
 
 
 def test_what_the_user_holds_stays():
-    ts = fresh()
-    before = jax.device_get(ts)
+    ts, before = fresh(), jax.device_get(fresh())  # not of ts: who looks at a buffer, keeps it
     device_batches = jax.tree.map(jnp.asarray, batches_of(16))
     sharding = NamedSharding(Mesh(jax.devices(), ("data",)), PartitionSpec("data"))
     for placed in (None, sharding):
         fnn.train_on_batches(STEP, ts, device_batches, KEY, sharding=placed)
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((ts, device_batches, KEY)))
     chex.assert_trees_all_equal(ts, before)
     chex.assert_trees_all_equal(device_batches, batches_of(16))
     assert jax.random.key_data(KEY).tolist() == [0, 0]
     host, _ = fnn.train_on_batches(STEP, before, batches_of(16), KEY)  # NumPy leaves
     chex.assert_trees_all_equal(host, fnn.train_on_batches(STEP, ts, batches_of(16), KEY)[0])
+
+
+def test_each_step_overwrites_the_state_of_the_last(monkeypatch):
+    given, real = [], jax.jit
+
+    def spying_jit(step, **options):
+        run = real(step, **options)
+        return lambda ts, *rest: given.append(ts) or run(ts, *rest)
+
+    monkeypatch.setattr(jax, "jit", spying_jit)
+    fnn.train_on_batches(STEP, fresh(), batches_of(16), KEY)
+    assert len(given) == 4
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves([ts.params for ts in given]))
 
 
 def test_aliased_leaves_and_keys_in_the_state():

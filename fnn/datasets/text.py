@@ -1,6 +1,7 @@
 """Text to model character by character, and characters as numbers."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def names() -> list[str]:
 
 def vocabulary(text: str | Iterable[str]) -> str:
     """The different characters of a text, or of several, sorted."""
-    return "".join(sorted(set().union(*text)))
+    return "".join(sorted(set(chain.from_iterable(text))))
 
 
 def encode(text: str, vocabulary: str) -> np.ndarray:
