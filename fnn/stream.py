@@ -84,6 +84,7 @@ class Prefetch(Iterator[Data]):
         _with_state("prefetch", self._source).set_state(state)
 
     def _start(self) -> None:
+        self._state = getattr(self._source, "get_state", lambda: None)()
         # Settings of this thread, which a new one would not have.
         x64 = jax.dtypes.canonicalize_dtype(float) == np.float64
         device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
@@ -114,7 +115,8 @@ def train_on_batches(
 
     `size` and `sharding` are `prefetch`'s; a sharding, of the first axis, splits the rows over
     devices, and what is on one device of `ts` is copied to them all. `ts` stays as it is: the
-    steps overwrite a copy. Not for use under jit.
+    steps overwrite a copy. Not for use under jit. `check_finite` speaks of epochs: give it
+    jax.tree.map(lambda h: h[None], history).
     """
     if steps is not None and steps < 1:
         raise ValueError(f"train_on_batches: steps is {steps}, expected at least 1")
@@ -123,20 +125,10 @@ def train_on_batches(
     run = jax.jit(step, donate_argnums=0)  # JAX knows a function again: compiled once for all calls
     ts = jax.tree.map(lambda leaf: _own(leaf, sharding), ts)
     source = itertools.islice(_of_one_shape(batches, batch_size, tail), steps)
-    waiting: list[Metrics] = []
-    history: list[Metrics] = []
     with closing(prefetch(source, size, sharding)) as ahead:
-        for batch, mask in ahead:
-            ts, metrics = run(ts, batch, key, mask)
-            waiting.append(metrics)
-            if len(waiting) >= _IN_FLIGHT:
-                jax.block_until_ready(waiting[-_IN_FLIGHT])
-            if len(waiting) == _CHUNK + _IN_FLIGHT:
-                history.append(_fetch(waiting[:_CHUNK]))
-                del waiting[:_CHUNK]
-    if not history and not waiting:
+        ts, history = _train(run, ts, ahead, key)
+    if not history:
         raise ValueError("train_on_batches: no batch came; a generator gives its batches only once")
-    history.append(_fetch(waiting))
     return ts, jax.tree.map(lambda *chunks: np.concatenate(chunks), *history)
 
 
@@ -155,6 +147,22 @@ def restore(iterator: Any, position: str) -> None:
     """Have a new iterator over the same data go on where `position` was taken."""
     as_bytes = isinstance(_with_state("restore", iterator).get_state(), bytes)
     iterator.set_state(position.encode() if as_bytes else json.loads(position))
+
+
+def _train(
+    run: Step, ts: TrainState, ahead: Iterator[Data], key: Array
+) -> tuple[TrainState, list[Metrics]]:
+    waiting: list[Metrics] = []  # on the device
+    history: list[Metrics] = []
+    for batch, mask in ahead:
+        ts, metrics = run(ts, batch, key, mask)
+        waiting.append(metrics)
+        if len(waiting) >= _IN_FLIGHT:
+            jax.block_until_ready(waiting[-_IN_FLIGHT])
+        if len(waiting) == _CHUNK + _IN_FLIGHT:
+            history.append(_fetch(waiting[:_CHUNK]))
+            del waiting[:_CHUNK]
+    return ts, [*history, _fetch(waiting)] if waiting else history
 
 
 def _read(

@@ -368,6 +368,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_told():
     batches[2] = (np.full((10, 3), np.nan, np.float32), batches[2][1])
     ts, history = fnn.train_on_batches(STEP, fresh(), batches, KEY)
     assert (history["nonfinite"] >= 0).tolist() == [False, False, True, False, False]
+    with pytest.raises(FloatingPointError, match="epoch 0, step 2"):
+        fnn.check_finite(jax.tree.map(lambda h: h[None], history), ts.params)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(ts.params))
 
 
@@ -464,6 +466,13 @@ def test_position_counts_what_was_handed_out():
         fnn.restore(again, fnn.position(ahead))
     ahead.close()
     again.close()
+
+
+def test_position_after_an_error_of_the_first_batch():
+    source = Counter(0)
+    ahead = stream.prefetch(source)
+    assert list(ahead) == []
+    assert json.loads(fnn.position(ahead))["place"] == 0
 
 
 def test_a_prefetched_source_stops_where_the_run_does():
