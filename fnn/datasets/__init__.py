@@ -1,11 +1,30 @@
-"""Real data: arrays whose first axis is the rows, already split. NumPy only, no device."""
+"""Data sets: real ones as NumPy arrays, first axis the rows, and small ones drawn from a key.
+
+`digits` ships with the package. The others are downloaded once into ``FNN_DATA``, or
+``~/.cache/fnn``, and checked; ``DATA.md`` beside this file says whose they are and where the files
+belong on a machine without a network. Of these functions only the synthetic ones, which are
+fnn.data's, touch a device.
+"""
 
 from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
 
-Rows = tuple[np.ndarray, np.ndarray]  # x, labels
+from fnn.data import clusters as clusters
+from fnn.data import moons as moons
+from fnn.data import rings as rings
+from fnn.data import spirals as spirals
+from fnn.data import xor as xor
+from fnn.datasets.images import Rows as Rows
+from fnn.datasets.images import cifar10 as cifar10
+from fnn.datasets.images import fashion_mnist as fashion_mnist
+from fnn.datasets.images import mnist as mnist
+from fnn.datasets.text import decode as decode
+from fnn.datasets.text import encode as encode
+from fnn.datasets.text import names as names
+from fnn.datasets.text import shakespeare as shakespeare
+from fnn.datasets.text import vocabulary as vocabulary
 
 
 class Splits(NamedTuple):
