@@ -1,6 +1,7 @@
 """Functional neural networks for JAX: everything is a pure function of plain arrays."""
 
 from fnn import activations as activations
+from fnn import checkpoint as checkpoint
 from fnn import data as data
 from fnn import datasets as datasets
 from fnn import dialects as dialects
