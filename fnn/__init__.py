@@ -2,6 +2,7 @@
 
 from fnn import activations as activations
 from fnn import augment as augment
+from fnn import checkpoint as checkpoint
 from fnn import data as data
 from fnn import datasets as datasets
 from fnn import diagnostics as diagnostics
@@ -93,11 +94,11 @@ from fnn.sequences import unroll as unroll
 from fnn.step import TrainState as TrainState
 from fnn.step import make_train_step as make_train_step
 from fnn.step import train_init as train_init
-from fnn.summary import summary as summary
 from fnn.stream import position as position
 from fnn.stream import prefetch as prefetch
 from fnn.stream import restore as restore
 from fnn.stream import train_on_batches as train_on_batches
+from fnn.summary import summary as summary
 from fnn.training import check_finite as check_finite
 from fnn.training import evaluate as evaluate
 from fnn.training import fit as fit
