@@ -8,6 +8,7 @@ from fnn import datasets as datasets
 from fnn import diagnostics as diagnostics
 from fnn import dialects as dialects
 from fnn import initializers as initializers
+from fnn import logs as logs
 from fnn import matrix_optimizers as matrix_optimizers
 from fnn import metrics as metrics
 from fnn import optax_wrappers as optax_wrappers
@@ -28,6 +29,11 @@ from fnn.conv import conv as conv
 from fnn.conv import conv_init as conv_init
 from fnn.conv import conv_transpose as conv_transpose
 from fnn.conv import conv_transpose_init as conv_transpose_init
+from fnn.driver import NonFiniteError as NonFiniteError
+from fnn.driver import Result as Result
+from fnn.driver import train as train
+from fnn.early_stopping import EarlyStopping as EarlyStopping
+from fnn.early_stopping import fit_until as fit_until
 from fnn.initializers import glorot_normal as glorot_normal
 from fnn.initializers import glorot_uniform as glorot_uniform
 from fnn.initializers import kaiming_normal as kaiming_normal
@@ -87,6 +93,7 @@ from fnn.recurrent import rnn as rnn
 from fnn.recurrent import rnn_carry as rnn_carry
 from fnn.recurrent import rnn_init as rnn_init
 from fnn.recurrent import rnn_step as rnn_step
+from fnn.replay import replay as replay
 from fnn.sequences import bidirectional as bidirectional
 from fnn.sequences import stacked as stacked
 from fnn.sequences import stacked_init as stacked_init

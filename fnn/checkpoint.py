@@ -53,6 +53,8 @@ def save(path: str | Path, tree: Any, extra: Extra | None = None) -> None:
 def load(path: str | Path, like: Any, *, expect: Extra | None = None) -> tuple[Any, dict[str, Any]]:
     """-> (tree, extra), the tree built like `like`, which may come from ``jax.eval_shape``.
 
+    Or `like` is a function of what `read_header` reads, where shapes are only known from there.
+
     Strict: where paths, shapes or dtypes of the leaves are not those of `like`, or entries of
     extra not those of `expect`, one ValueError lists every difference. What is a NumPy array or
     a Python number in `like` is one in the tree; all else are JAX arrays that own their memory,

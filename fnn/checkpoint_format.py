@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -135,6 +136,7 @@ def restore(
     path: str | Path, header: Leaf, arrays: Mapping[str, Any], like: Any, expect: Extra | None
 ) -> tuple[Any, dict[str, Any]]:
     """(tree, extra), if `check` finds nothing."""
+    like = like(header) if isinstance(like, FunctionType) else like
     wanted, found = named_leaves("load", like), header["leaves"]
     check(path, header, wanted, expect)
     leaves = [place(p, arrays[p], found[p], leaf) for p, leaf in wanted.items()]

@@ -71,8 +71,10 @@ def cross_entropy(logits: AnyArray, labels: AnyArray, *, label_smoothing: float 
         known = (labels >= 0) & (labels < classes)
         index = jnp.where(known, labels, 0)[..., None]
         losses = -jnp.take_along_axis(log_p, index, axis=-1)[..., 0]
-        # Multiplied in, not selected, so that the gradient is NaN as well.
-        losses = losses * jnp.where(known, 1.0, jnp.nan).astype(losses.dtype)
+        # Multiplied in, not selected, so that the gradient is NaN as well; and 0 / 0, not a NaN
+        # that is there anyway, at which jax_debug_nans would stop.
+        one = known.astype(losses.dtype)
+        losses = losses * (one / one)
     else:
         losses = _expected_surprise(log_p, labels.astype(log_p.dtype))
     if not (isinstance(label_smoothing, (int, float)) and label_smoothing == 0):

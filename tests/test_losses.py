@@ -227,3 +227,11 @@ def test_accuracy():
     np.testing.assert_array_equal(fnn.accuracy(logits, jnp.asarray([1, 1, 0, 0])), [1, 0, 0, 1])
     one_hot = jnp.asarray([[0.2, 0.8], [0.3, 0.7], [1.0, 0.0], [1.0, 0.0]])
     np.testing.assert_array_equal(fnn.accuracy(logits, one_hot), [1, 0, 0, 1])
+
+
+def test_debug_nans_stops_at_none_of_ours():
+    logits, labels = jnp.zeros((2, 3)), jnp.array([0, 2])
+    with jax.debug_nans(True):
+        jax.value_and_grad(lambda x: fnn.cross_entropy(x, labels).sum())(logits)
+        with pytest.raises(FloatingPointError):
+            fnn.cross_entropy(logits, labels + 1)
