@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -20,13 +19,13 @@ from matplotlib.lines import Line2D
 import fnn
 
 # Not the best rates, but those that show what a rule is like.
-RULES = {  # Okabe & Ito's colours; rates on the four SURFACES
-    "sgd": ("#009E73", (0.006, 0.0012, 0.03, 0.18)),
-    "momentum": ("#0072B2", (0.001, 0.0003, 0.01, 0.02)),
-    "nesterov": ("#56B4E9", (0.001, 0.0003, 0.01, 0.02)),
-    "adagrad": ("#E69F00", (0.4, 0.6, 0.2, 0.8)),
-    "rmsprop": ("#CC79A7", (0.012, 0.015, 0.02, 0.06)),
-    "adam": ("#D55E00", (0.1, 0.2, 0.03, 0.3)),
+RULES = {  # rates on the four SURFACES
+    "sgd": (0.006, 0.0012, 0.03, 0.18),
+    "momentum": (0.001, 0.0003, 0.01, 0.02),
+    "nesterov": (0.001, 0.0003, 0.01, 0.02),
+    "adagrad": (0.4, 0.6, 0.2, 0.8),
+    "rmsprop": (0.012, 0.015, 0.02, 0.06),
+    "adam": (0.1, 0.2, 0.03, 0.3),
 }
 
 MARK: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "linestyle": ""}
@@ -84,29 +83,12 @@ def path(surface: Surface, optimizer: Any, steps: int) -> jax.Array:
     return jax.lax.scan(step, (params, optimizer.init(params)), length=steps + 1)[1]
 
 
-def draw_surface(axes: Any, name: str, surface: Surface) -> None:
-    x, y = np.meshgrid(np.linspace(*surface.x, 400), np.linspace(*surface.y, 400))
-    height = np.asarray(surface.height(x, y))
-    levels = height.max() * np.geomspace(1e-4, 1, 13)
-    if height.min() < 0:  # the saddle: the upper levels, uphill and downhill
-        levels = np.concatenate([-levels[:5:-1], levels[6:]])
-    shades = np.linspace(1, 0.87, len(levels) + 1).astype(str)
-    axes.contourf(x, y, height, levels, colors=shades, extend="both")
-    axes.contour(x, y, height, levels, colors="0.75", linewidths=0.5, linestyles="solid")
-    axes.set(title=name, xlim=surface.x, ylim=surface.y, xticks=[], yticks=[])
-    axes.plot(*surface.start, zorder=5, **START)
-    axes.plot(*surface.goal, zorder=5, **GOAL)
-
-
-def draw_path(axes: Any, colour: str, by_hand: Any, by_optax: Any, width: float) -> None:
-    axes.plot(*by_hand.T, color=colour, linewidth=width, solid_joinstyle="round")
-    axes.plot(*by_optax.T, **TWIN)
-    axes.plot(*by_hand[-1], zorder=4, **END | {"color": colour})
-
-
 def key() -> list[Line2D]:
     """One legend for all panels."""
-    looks = [{"label": rule, "color": c, "linewidth": 3} for rule, (c, _) in RULES.items()]
+    looks = [
+        {"label": rule, "color": c, "linewidth": 3}
+        for rule, c in zip(RULES, fnn.plots.COLOURS, strict=False)
+    ]
     looks += [START, GOAL, END | {"color": "0.5"}, TWIN]
     return [Line2D([], [], **look) for look in looks]
 
@@ -120,13 +102,19 @@ def main(quick: bool = False, out: Path = Path("out")) -> None:
     print(f"{'surface':12}  {'rule':8}  height at the end  furthest from its twin")
     for i, (axes, (name, surface)) in enumerate(zip(panels, SURFACES.items(), strict=True)):
         steps = surface.steps // 10 if quick else surface.steps
-        draw_surface(axes, f"{name}, {steps} steps", surface)
-        for j, (rule, (colour, rates)) in enumerate(RULES.items()):
-            by_hand = run(surface, getattr(fnn, rule)(rates[i]), steps)
-            by_optax = run(surface, getattr(fnn.optax_wrappers, rule)(rates[i]), steps)
-            apart = jnp.linalg.norm(by_hand - by_optax, axis=-1).max()
-            print(f"{name:12}  {rule:8}  {surface.height(*by_hand[-1]):17.1e}  {apart:22.1e}")
-            draw_path(axes, colour, by_hand, by_optax, 4.4 - 0.4 * j)
+        ours, theirs = {}, {}
+        for rule, rates in RULES.items():
+            ours[rule] = run(surface, getattr(fnn, rule)(rates[i]), steps)
+            theirs[rule] = run(surface, getattr(fnn.optax_wrappers, rule)(rates[i]), steps)
+            apart = jnp.linalg.norm(ours[rule] - theirs[rule], axis=-1).max()
+            print(f"{name:12}  {rule:8}  {surface.height(*ours[rule][-1]):17.1e}  {apart:22.1e}")
+        fnn.plots.loss_surface(surface.height, surface.x, surface.y, axes, paths=ours)
+        for twin in theirs.values():
+            axes.plot(*twin.T, **TWIN)
+        axes.plot(*surface.start, zorder=5, **START)
+        axes.plot(*surface.goal, zorder=5, **GOAL)
+        axes.set(title=f"{name}, {steps} steps", xticks=[], yticks=[])
+        axes.get_legend().remove()
     figure.legend(handles=key(), loc="outside lower center", ncols=5, frameon=False)
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / "optimizer_paths.png")

@@ -13,6 +13,7 @@ from fnn import matrix_optimizers as matrix_optimizers
 from fnn import metrics as metrics
 from fnn import optax_wrappers as optax_wrappers
 from fnn import params as params
+from fnn import plots as plots
 from fnn import pruning as pruning
 from fnn import schedules as schedules
 from fnn.activations import leaky_relu as leaky_relu

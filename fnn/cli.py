@@ -42,7 +42,7 @@ def compare(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from fnn.plots import draw_comparison
+    from fnn.comparison_plot import draw_comparison
     from fnn.report import findings, table, write_json
 
     console = Console()

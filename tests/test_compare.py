@@ -11,7 +11,7 @@ from rich.console import Console
 import fnn
 from fnn.cli import main
 from fnn.compare import OPTIMIZERS, PIECES, Race, Settings, Side, compare_optimizers
-from fnn.plots import draw_comparison
+from fnn.comparison_plot import draw_comparison
 from fnn.report import findings, mean_and_interval, on_edge, ranked, table, write_json
 
 SMALL = Settings(("momentum", "adam"), (0.01, 0.1), seeds=2, epochs=2, hidden=(16,))

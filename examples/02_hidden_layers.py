@@ -1,0 +1,60 @@
+"""Hidden layers bend the boundary: what a network can tell apart with and without them.
+
+python examples/02_hidden_layers.py [--quick]      writes out/02_hidden_layers.png
+
+Without a hidden layer the border between two classes is a straight line, however long the
+training. That is all the clusters need. Rings and spirals need a border that goes round: with
+two hidden layers the same training finds one. Accuracies are those of fresh points.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import tyro
+
+import fnn
+
+DATA = {"clusters": fnn.data.clusters, "rings": fnn.data.rings, "spirals": fnn.data.spirals}
+HIDDEN = {"no hidden layer": (), "two hidden layers": (32, 32)}
+
+
+def network(params, x):
+    """[..., 2] -> [..., 3]: a logit for each class."""
+    return fnn.mlp(params, x, activation=fnn.tanh)
+
+
+def loss_fn(params, batch, key):
+    x, labels = batch
+    return fnn.cross_entropy(network(params, x), labels)
+
+
+def train(key, data, *, hidden, epochs):
+    """A run, from the key and the rows to the parameters."""
+    optimizer = fnn.adam(0.01)
+    step = fnn.make_train_step(loss_fn, optimizer)
+    ts = fnn.train_init(fnn.mlp_init(key, (2, *hidden, 3)), optimizer)
+    return fnn.fit(step, ts, data, key, epochs=epochs, batch_size=50)[0].params
+
+
+def main(quick: bool = False, out: Path = Path("out")) -> None:
+    """Train two networks on three sets of points, and draw where each decides for what."""
+    train_key, test_key, run_key = jax.random.split(jax.random.key(0), 3)
+    run = jax.jit(train, static_argnames=("hidden", "epochs"))
+    figure, panels = fnn.plots.subplots(2, 3, width=3.8)
+    axes = iter(panels)
+    for title, hidden in HIDDEN.items():
+        for name, points in DATA.items():
+            rows = points(train_key, 300, classes=3)
+            params = run(run_key, rows, hidden=hidden, epochs=30 if quick else 300)
+            x, labels = points(test_key, 2000, classes=3)
+            right = 100 * fnn.accuracy(network(params, x), labels).mean()
+            print(f"{name:8}  {title:17}  {right:5.1f} % of fresh points right")
+            ax = fnn.plots.decision_boundary(partial(network, params), *rows, ax=next(axes))
+            ax.set(title=f"{name}, {title}: {right:.0f} %", xticks=[], yticks=[])
+    fnn.plots.save(figure, out / "02_hidden_layers.png")
+    print(f"drawn in {out / '02_hidden_layers.png'}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

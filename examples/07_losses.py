@@ -1,0 +1,131 @@
+"""The loss decides what is learnt: outliers, and answers that are confidently wrong.
+
+python examples/07_losses.py [--quick]      writes out/07_losses.png
+
+Left: a line through points of which some are far off. The squared error counts an outlier by its
+square and bends to it; the absolute error and Huber's count it by its distance, and hardly move.
+Middle: a classifier that gives the right class the logit z. With the squared error of the
+probability the gradient vanishes where it is confidently wrong; with cross-entropy it is largest.
+Right: so a neuron that starts confidently wrong learns by the one, and for long not by the other.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import fnn
+
+LINES = {
+    "squared error": fnn.squared_error,
+    "absolute error": fnn.absolute_error,
+    "Huber, delta 1": fnn.huber,
+}
+
+
+def squared_error_of_probability(logits, labels):
+    return fnn.squared_error(fnn.sigmoid(logits), labels)
+
+
+CLASSIFIERS = {
+    "cross-entropy": fnn.binary_cross_entropy,
+    "squared error": squared_error_of_probability,
+}
+
+
+def points_on_a_line(key, rows):
+    """x and y = 2 x + 1 with noise of deviation 0.5; of x > 0 every sixth is 15 to 25 too high."""
+    x_key, noise_key, far_key = jax.random.split(key, 3)
+    x = jnp.sort(jax.random.uniform(x_key, (rows,), minval=-3, maxval=3))
+    far = jnp.where(jnp.arange(rows) % 6 == 5, jax.random.uniform(far_key, (rows,)) * 10 + 15, 0)
+    far = jnp.where(x > 0, far, 0)  # on one side, so that the slope suffers too
+    return x, 2 * x + 1 + 0.5 * jax.random.normal(noise_key, (rows,)) + far
+
+
+def predict(params, x):
+    """[...] -> [...]: w x + b."""
+    return fnn.dense(params, x[..., None])[..., 0]
+
+
+def train(params, data, *, loss, optimizer, epochs):
+    """A run on all rows at once, so that an epoch is a step; its history has the params too."""
+
+    def loss_fn(params, batch, key):
+        x, targets = batch
+        return loss(predict(params, x), targets)
+
+    step = fnn.make_train_step(loss_fn, optimizer)
+    seen = fnn.diagnostics.observe(step, lambda ts, new, batch: {"params": ts.params})
+    ts = fnn.train_init(params, optimizer)
+    key = jax.random.key(0)
+    return fnn.fit(seen, ts, data, key, epochs=epochs, batch_size=len(data[0]))
+
+
+def draw_lines(ax, data, epochs):
+    """Fit the points by each loss, and print and draw the lines."""
+    ax.plot(*data, "o", color="0.6", markersize=4)
+    ax.plot(data[0], 2 * data[0] + 1, ":", color="black", label="y = 2 x + 1, without outliers")
+    rate = fnn.schedules.cosine(fnn.schedules.Run(epochs, rows=1, batch_size=1), 0.02)
+    for (name, loss), style in zip(LINES.items(), ("-", "-", "--"), strict=True):
+        start = {"w": jnp.zeros((1, 1)), "b": jnp.zeros(1)}
+        run = jax.jit(partial(train, loss=loss, optimizer=fnn.momentum(rate), epochs=epochs))
+        params = run(start, data)[0].params
+        w, b = params["w"].item(), params["b"].item()
+        print(f"{name:15} y = {w:.2f} x + {b:.2f}      (the points without outliers: 2 x + 1)")
+        ax.plot(data[0], predict(params, data[0]), style, linewidth=2, label=name)
+    ax.set(xlabel="x", ylabel="y", title="a line through outliers")
+
+
+def draw_gradients(ax):
+    """|d loss / d logit| of a row of class 1, against its logit."""
+    logits = jnp.linspace(-10, 10, 401)
+    for name, loss in CLASSIFIERS.items():
+        slope = jax.vmap(jax.grad(loss))(logits, jnp.ones(401))
+        ax.plot(logits, jnp.abs(slope), linewidth=2, label=name)
+        at = int(np.abs(logits + 8).argmin())
+        print(f"{name:15} gradient {abs(slope[at]):.1e} at a logit of -8, where 1 is right")
+    ax.set(
+        xlabel="logit of the right class",
+        ylabel="|gradient| by the logit",
+        xticks=range(-10, 11, 5),
+    )
+    ax.set(title="gradient: wrong on the left, right on the right")
+
+
+def draw_recovery(ax, data, epochs):
+    """Train from weights that are confidently wrong about every row."""
+    x, labels = data
+    for name, loss in CLASSIFIERS.items():
+        start = {"w": jnp.full((1, 1), -4.0), "b": jnp.zeros(1)}
+        run = jax.jit(partial(train, loss=loss, optimizer=fnn.sgd(0.1), epochs=epochs))
+        _, history = run(start, data)
+        logits = jax.vmap(predict, (0, None))(jax.tree.map(lambda p: p[:, 0], history["params"]), x)
+        right = 100 * jnp.mean((logits > 0) == (labels == 1), axis=1)
+        steps = int((right >= 99).argmax()) if right.max() >= 99 else f"more than {epochs}"
+        print(f"{name:15} from confidently wrong to 99 % right: {steps} steps")
+        p = fnn.sigmoid(jnp.where(labels == 1, logits, -logits)).mean(1)
+        ax.plot(1 + np.arange(epochs), p, linewidth=2, label=name)
+    ax.set(xlabel="step", xscale="log", ylabel="mean probability of the right class")
+    ax.set(title="learning, from confidently wrong")
+
+
+def main(quick: bool = False, out: Path = Path("out")) -> None:
+    """Fit lines by three losses, classify by two, and draw what the losses make of it."""
+    line_key, cloud_key = jax.random.split(jax.random.key(0))
+    figure, (left, middle, right) = fnn.plots.subplots(1, 3)
+    draw_lines(left, points_on_a_line(line_key, 60), 300 if quick else 2000)
+    draw_gradients(middle)
+    x, labels = fnn.data.clusters(cloud_key, 200, classes=2, noise=0.5)
+    draw_recovery(right, (-x[:, 0], labels.astype(x.dtype)), 100 if quick else 10_000)
+    for ax in (left, middle, right):
+        ax.legend(frameon=False)
+        ax.grid(alpha=0.25)
+    fnn.plots.save(figure, out / "07_losses.png")
+    print(f"drawn in {out / '07_losses.png'}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
