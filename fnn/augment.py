@@ -16,7 +16,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
 from fnn.layers import check_key, is_one_key, row_keys
@@ -125,6 +124,8 @@ def rotate_by(x: AnyArray, degrees: Array) -> AnyArray:
 
     Exact at multiples of 90 degrees, where a square image is ``numpy.rot90`` of itself.
     """
+    from jax.scipy.ndimage import map_coordinates  # which import jax does not load
+
     x = _images("rotate_by", x)
     _check_each("rotate_by", "degrees", degrees, (x.shape[0],))
 

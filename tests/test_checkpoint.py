@@ -138,7 +138,7 @@ def test_other_tools_find_the_arrays_under_their_paths(tmp_path):
     from safetensors.numpy import load_file
 
     params = {"hidden": {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.zeros(3)}}
-    tree = fnn.TrainState(params, (), {"m": params}, jnp.int32(3))
+    tree = fnn.TrainState(params, (), {"m": params}, jnp.int32(3), jnp.full(2, -1))
     checkpoint.save(tmp_path / "x.safetensors", tree)
     found = load_file(tmp_path / "x.safetensors")
     assert found.keys() == fnn.params.paths(tree).keys()

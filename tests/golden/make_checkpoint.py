@@ -23,7 +23,7 @@ def tree():
     params = {"hidden": {"w": jnp.array(w), "b": jnp.zeros(2)}}
     opt_state = ({"count": jnp.int32(9)}, (), {"m": jnp.full((3, 2), -0.5, jnp.bfloat16)})
     return {
-        "train_state": fnn.TrainState(params, (), opt_state, jnp.int32(9)),
+        "train_state": {"params": params, "opt_state": opt_state, "step": jnp.int32(9)},
         "keys": [jax.random.key(1, impl="threefry2x32"), jax.random.key(2, impl="rbg")],
         "history": np.array([[0.5, np.nan], [np.inf, -0.0]]),
         "float8": jnp.array([1, -2], jnp.float8_e4m3b11fnuz),
