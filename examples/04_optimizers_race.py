@@ -5,7 +5,7 @@ python examples/04_optimizers_race.py [--quick]      writes out/04_optimizers_ra
 A rule is a few lines, from gradient to step, and all have one interface. So a race is fair by
 construction: the same initial weights, the same batches in the same order, and every rule its own
 choice among the same learning rates, by the loss on validation rows. One sweep trains a rule at
-every rate from every seed, as one program. How fast is told by the steps to a loss of 0.1.
+every rate from every seed, as one program. How fast is told by the epochs to a loss of 0.1.
 """
 
 from functools import partial

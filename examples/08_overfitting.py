@@ -9,6 +9,7 @@ cures are one function of four numbers, so all of them, from every seed, are one
 cure helps everywhere: that is for the validation rows to say, and here they do not want dropout.
 """
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -55,12 +56,10 @@ def run(key, cure, *, data, epochs):
     def epoch(carry, _):
         ts, best, lowest = carry
         ts, _ = fnn.fit(step, ts, data.train, fit_key, epochs=1, batch_size=20)
-        (loss, accuracy), (train_loss, _) = (
-            scores(ts.params, data.valid),
-            scores(ts.params, data.train),
-        )
+        loss, _ = scores(ts.params, data.valid)
+        train_loss, _ = scores(ts.params, data.train)
         best = jax.tree.map(lambda new, old: jnp.where(loss < lowest, new, old), ts.params, best)
-        history = {"loss": loss, "accuracy": accuracy, "train_loss": train_loss}
+        history = {"loss": loss, "train_loss": train_loss}
         return (ts, best, jnp.minimum(loss, lowest)), history
 
     start = (fnn.train_init(params, optimizer), params, jnp.inf)
@@ -74,11 +73,8 @@ def main(quick: bool = False, out: Path = Path("out")) -> None:
     digits = fnn.datasets.digits()
     data = digits._replace(train=fnn.data.take(digits.train, jnp.arange(100)))
     keys = jax.random.split(jax.random.key(0), seeds)
-    history, last, best = fnn.sweep(
-        lambda key, cure: run(key, cure, data=data, epochs=epochs),
-        keys,
-        {"cure": jnp.arange(len(CURES))},
-    )
+    cures = {"cure": jnp.arange(len(CURES))}
+    history, last, best = fnn.sweep(partial(run, data=data, epochs=epochs), keys, cures)
     loss = history["loss"].mean(0)
     figure = Figure(figsize=(10.5, 4.4), layout="constrained", dpi=110)
     by_epoch, by_cure = figure.subplots(1, 2)
@@ -91,10 +87,8 @@ def main(quick: bool = False, out: Path = Path("out")) -> None:
         for x, scored, marker in ((i - 0.12, last, "o"), (i + 0.12, best, "D")):
             look = {"color": colour, "alpha": 0.6, "markersize": 5}
             by_cure.plot([x] * seeds, scored[0][:, i], marker, **look)
-    by_epoch.plot(
-        range(1, epochs + 1), history["train_loss"].mean(0)[0], color=COLOURS[0], ls=":",
-        label="no cure, training rows",
-    )  # fmt: skip
+    look = {"color": COLOURS[0], "ls": ":", "label": "no cure, training rows"}
+    by_epoch.plot(range(1, epochs + 1), history["train_loss"].mean(0)[0], **look)
     by_epoch.set(xlabel="epoch", ylabel="loss (nats)", ylim=(0, 0.8))
     by_epoch.set_title("Loss on the validation rows")
     by_epoch.legend(frameon=False, fontsize=9)
