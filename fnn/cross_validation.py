@@ -7,6 +7,7 @@ the program the number of the fold is one more axis of a sweep.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -57,7 +58,7 @@ def k_folds(
     """
     if not 2 <= folds <= rows:
         raise ValueError(f"k_folds: folds is {folds}, expected 2 to the {rows} rows")
-    order = np.arange(rows) if key is None else np.asarray(permutation(key, rows))
+    order = np.arange(rows) if key is None else np.asarray(_shuffled(key, rows))
     classes = np.zeros(rows, int) if labels is None else _numbers("labels", labels, rows)
     if groups is None:
         fold = np.empty(rows, int)
@@ -141,6 +142,8 @@ def standardizer(x: AnyArray, weights: AnyArray | None = None) -> Callable[[AnyA
 
     return standardize
 
+
+_shuffled = jax.jit(permutation, static_argnums=1)  # compiled once, not at every call
 
 # No argument of a run can have this name, so that the grid's may have any.
 FOLD = "number of the fold"
