@@ -3,6 +3,7 @@
 from fnn import activations as activations
 from fnn import augment as augment
 from fnn import checkpoint as checkpoint
+from fnn import cross_validation as cross_validation
 from fnn import data as data
 from fnn import datasets as datasets
 from fnn import diagnostics as diagnostics
@@ -30,6 +31,11 @@ from fnn.conv import conv as conv
 from fnn.conv import conv_init as conv_init
 from fnn.conv import conv_transpose as conv_transpose
 from fnn.conv import conv_transpose_init as conv_transpose_init
+from fnn.cross_validation import cross_validate as cross_validate
+from fnn.cross_validation import k_folds as k_folds
+from fnn.cross_validation import pad_folds as pad_folds
+from fnn.cross_validation import standardizer as standardizer
+from fnn.cross_validation import weighted_mean as weighted_mean
 from fnn.driver import NonFiniteError as NonFiniteError
 from fnn.driver import Result as Result
 from fnn.driver import train as train
