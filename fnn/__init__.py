@@ -27,6 +27,7 @@ from fnn.attention import attention_init as attention_init
 from fnn.attention import rotary as rotary
 from fnn.attention import transformer_block as transformer_block
 from fnn.attention import transformer_block_init as transformer_block_init
+from fnn.averaging import averaged as averaged
 from fnn.conv import conv as conv
 from fnn.conv import conv_init as conv_init
 from fnn.conv import conv_transpose as conv_transpose
@@ -105,6 +106,7 @@ from fnn.sequences import bidirectional as bidirectional
 from fnn.sequences import stacked as stacked
 from fnn.sequences import stacked_init as stacked_init
 from fnn.sequences import unroll as unroll
+from fnn.sharding import data_parallel as data_parallel
 from fnn.step import TrainState as TrainState
 from fnn.step import make_train_step as make_train_step
 from fnn.step import train_init as train_init

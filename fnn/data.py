@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from fnn.types import Data
+from fnn.types import AnyArray, Data
 
 
 def rows_of(name: str, data: Data) -> int:
@@ -64,6 +64,17 @@ def split(key: Array, data: Data, fraction: float) -> tuple[Data, Data]:
         )
     order = permutation(key, rows)
     return take(data, order[:first]), take(data, order[first:])
+
+
+def class_weights(labels: AnyArray, classes: int) -> Array:
+    """int [rows] -> float32 [rows], for ``fit(weights=...)``: every class weighs the same in all.
+
+    rows / (classes present * rows of that class), so their mean is 1.
+    """
+    counts = jnp.bincount(labels, length=classes)
+    present = jnp.sum(counts > 0)
+    each = labels.shape[0] / (present * jnp.maximum(counts, 1))
+    return each.astype(jnp.float32)[labels]
 
 
 def spirals(

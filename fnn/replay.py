@@ -4,6 +4,7 @@ import jax
 from jax import Array
 
 from fnn.data import rows_of, take
+from fnn.precision import wide
 from fnn.step import Step, TrainState
 from fnn.training import Tail, batches_of, order_of, steps_per_epoch
 from fnn.types import Data, Metrics
@@ -41,7 +42,7 @@ def replay(
             lambda a: a[number % steps], batches_of(order, steps, batch_size, tail)
         )
         if weights is not None:
-            drawn = take(weights, index)
+            drawn = wide(take(weights, index))
             mask = drawn if mask is None else jax.numpy.where(mask, drawn, 0)
         return take(data, index), mask
 

@@ -63,7 +63,7 @@ def epoch_of(
     def one_step(ts: TrainState, batch: tuple[Array, Array | None]) -> tuple[TrainState, Metrics]:
         index, mask = batch
         if weights is not None:
-            drawn = take(weights, index)
+            drawn = wide(take(weights, index))
             mask = drawn if mask is None else jnp.where(mask, drawn, 0)
         return step(ts, take(data, index), step_key, mask)
 
