@@ -10,8 +10,8 @@ was chosen of three by these same figures.
 
 Then it writes: each character is drawn from what it thinks comes next, 300 of them in one
 compiled scan; the temperature divides the logits, so that below 1 it dares less. The four runs
-took 83, 51, 22 and 19 s on two busy cores, 126 s of processor time together. Set FNN_DATA to
-where the texts are, or they are downloaded (1.3 MB).
+took 45, 39, 21 and 19 s on two busy cores. Set FNN_DATA to where the texts are, or they are
+downloaded (1.3 MB).
 """
 
 import math
