@@ -65,13 +65,13 @@ def main(quick: bool = False) -> None:
         table.add_row(f"{rate:g}", *cells)
     Console().print(table)
 
-    step, ts = start(keys[0], rates[1])
+    step, ts = start(keys[0], rates[3])
     watched = fnn.train(
         step, ts, FEW, keys[0], stop=STOP,
         epochs=most, batch_size=50, validate=validate, validation=DIGITS.valid, progress=False,
     )  # fmt: skip
-    print(f"the first seed at {rates[1]:g}, watched: {watched.epochs} epochs, {watched.stopped};")
-    print(f"in the sweep: {epochs[0, 1]} epochs")
+    print(f"the first seed at {rates[3]:g}, watched: {watched.epochs} epochs, {watched.stopped};")
+    print(f"in the sweep: {epochs[0, 3]} epochs")
 
 
 if __name__ == "__main__":

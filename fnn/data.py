@@ -77,6 +77,23 @@ def class_weights(labels: AnyArray, classes: int) -> Array:
     return each.astype(jnp.float32)[labels]
 
 
+def windows(sequence: AnyArray, length: int, stride: int | None = None) -> Array:
+    """[time, ...] -> [windows, length, ...]: pieces of a sequence, each `stride` after the last.
+
+    Side by side unless `stride` is given; what is left at the end and fills no window is dropped.
+    For characters and what comes next: ``w = windows(ids, length + 1, length)``, then w[:, :-1]
+    and w[:, 1:], which loses no character but those at the end.
+    """
+    time = rows_of("windows", sequence)
+    stride = length if stride is None else stride
+    if length < 1 or stride < 1:
+        raise ValueError(f"windows: length {length}, stride {stride}, expected at least 1 of each")
+    if length > time:
+        raise ValueError(f"windows: length {length} exceeds the {time} steps of the sequence")
+    starts = jnp.arange(0, time - length + 1, stride)
+    return take(sequence, starts[:, None] + jnp.arange(length))
+
+
 def spirals(
     key: Array, rows: int, *, classes: int = 2, turns: float = 1.0, noise: float = 0.1
 ) -> tuple[Array, Array]:

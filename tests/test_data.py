@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import fnn
-from fnn.data import permutation, split, take
+from fnn.data import permutation, split, take, windows
 
 KEY = jax.random.key(0)
 
@@ -125,3 +125,28 @@ def test_digits():
     rows = np.concatenate([x for x, _ in splits])
     assert len(np.unique(rows, axis=0)) == 1797
     assert len(splits.test) == 2
+
+
+@pytest.mark.parametrize(
+    ("length", "stride"), [(1, None), (4, None), (4, 4), (5, 4), (3, 7), (11, 1)]
+)
+@pytest.mark.parametrize("shape", [(11,), (11, 2)])
+def test_windows_are_numpys(shape, length, stride):
+    sequence = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
+    view = np.lib.stride_tricks.sliding_window_view(sequence, length, axis=0)
+    expected = np.moveaxis(view, -1, 1)[:: stride or length]
+    for cut in (windows, jax.jit(windows, static_argnums=(1, 2))):
+        got = cut(sequence, length, stride)
+        assert got.dtype == np.int32
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_windows_say_what_does_not_fit():
+    with pytest.raises(ValueError, match="windows: length 12 exceeds the 11 steps"):
+        windows(jnp.zeros(11), 12)
+    with pytest.raises(ValueError, match="windows: length 0, stride 1, expected at least 1"):
+        windows(jnp.zeros(11), 0, 1)
+    with pytest.raises(ValueError, match="windows: length 4, stride 0, expected at least 1"):
+        windows(jnp.zeros(11), 4, 0)
+    with pytest.raises(ValueError, match="windows: data have no rows"):
+        windows(jnp.zeros(0), 1)

@@ -1,0 +1,146 @@
+"""A convolutional network on MNIST, and what moving the images a little is worth.
+
+python examples/10_cnn_mnist.py [--quick]      writes out/10_cnn_mnist.png
+
+Trains on the first 8,000 of MNIST's 10,000 test images, then on 800 alone, and tests on the last
+2,000; nothing is chosen by what the test says. Shifts and rotations are drawn anew in every step,
+inside the program. How far they go is an argument, and 0 is no augmentation, so that the runs with
+and without are one compiled program. 800 images go from 96.5 % to 97.9 % by being moved; 8,000
+stay at 99.2 %, within what chance does to 2,000 answers. The four runs took 30, 28, 44 and 33 s on
+two busy cores. Set FNN_DATA to where the files are, or they are downloaded (1.6 MB).
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+import fnn
+from fnn.datasets.cache import folder
+from fnn.plots import COLOURS
+
+EPOCHS = {800: 60, 8000: 15}  # by the number of images
+MOVES = {"as they are": (0.0, 0.0), "moved a little": (2.0, 15.0)}  # pixels, degrees
+
+
+def init(key, x):
+    k1, k2, k3, k4 = jax.random.split(key, 4)
+    side = x.shape[1] // 4
+    return {
+        "conv_1": fnn.conv_init(k1, 1, 24, 5),
+        "conv_2": fnn.conv_init(k2, 24, 48, 3),
+        "hidden": fnn.dense_init(k3, side * side * 48, 128),
+        "logits": fnn.dense_init(k4, 128, 10),
+    }
+
+
+def apply(params, x, *, key=None):
+    x = fnn.max_pool(fnn.relu(fnn.conv(params["conv_1"], x)), 2)  # [batch, 14, 14, 24]
+    x = fnn.max_pool(fnn.relu(fnn.conv(params["conv_2"], x)), 2)  # [batch, 7, 7, 48]
+    x = fnn.relu(fnn.dense(params["hidden"], x.reshape(len(x), -1)))
+    return fnn.dense(params["logits"], fnn.dropout(key, x, rate=0.5))
+
+
+def run(key, train, test, pixels, degrees, *, epochs):
+    """-> (ts, mean loss [epochs], test accuracy [epochs]): one whole training run."""
+
+    def loss_fn(params, batch, key):
+        x, labels = batch
+        shift_key, rotate_key, dropout_key = jax.random.split(key, 3)
+        x = fnn.augment.rotate(rotate_key, x, degrees)
+        x = fnn.augment.shift(shift_key, x, pixels)
+        return fnn.cross_entropy(apply(params, x, key=dropout_key), labels)
+
+    init_key, fit_key = jax.random.split(key)
+    length = fnn.schedules.Run(epochs, rows=len(train[0]), batch_size=64)
+    optimizer = fnn.adam(fnn.schedules.warmup_cosine(length, 2e-3, warmup=0.1))
+    step = fnn.make_train_step(loss_fn, optimizer)
+
+    def epoch(ts, _):
+        ts, history = fnn.fit(step, ts, train, fit_key, epochs=1, batch_size=64)
+        right = fnn.evaluate(
+            lambda rows: fnn.accuracy(apply(ts.params, rows[0]), rows[1]), test, 500
+        )
+        return ts, (history["loss"].mean(), right)
+
+    ts = fnn.train_init(init(init_key, train[0]), optimizer)
+    ts, (losses, accuracies) = jax.lax.scan(epoch, ts, length=epochs)
+    return ts, losses, accuracies
+
+
+def load(quick):
+    if quick and not (folder() / "mnist/t10k-images-idx3-ubyte.gz").exists():
+        print("MNIST is not in FNN_DATA: --quick takes the 8 x 8 digits that come with fnn")
+        digits = fnn.datasets.digits()
+        return [(x.reshape(-1, 8, 8, 1), labels) for x, labels in (digits.train, digits.test)]
+    x, labels = fnn.datasets.mnist("test")
+    return (x[:8000], labels[:8000]), (x[8000:], labels[8000:])
+
+
+def draw(path, curves, params, test, answers):
+    figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=100)
+    subfigures: Any = figure.subfigures(1, 3, width_ratios=(1.25, 0.9, 1.25))
+    left, middle, right = subfigures
+    axes = left.subplots()
+    for (rows, name), y in curves.items():
+        steps = np.arange(1, len(y) + 1) * -(-rows // 64)
+        colour = COLOURS[0] if name == "moved a little" else COLOURS[1]
+        style = "-" if rows == max(EPOCHS) else "--"
+        axes.plot(steps, 100 * (1 - y), style, color=colour, label=f"{rows:,} {name}")
+    axes.set(
+        title=f"Error on the {len(test[1]):,} images held out",
+        xlabel="step",
+        ylabel="test error (%)",
+    )
+    axes.set(yscale="log", yticks=(1, 2, 5, 10, 20), yticklabels=("1", "2", "5", "10", "20"))
+    axes.set(ylim=(0.5, 30))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, title="images")
+    middle.suptitle("The first layer's filters, 5 x 5")
+    filters = np.moveaxis(np.asarray(params["conv_1"]["w"][:, :, 0]), -1, 0)
+    for axes, image in zip(middle.subplots(6, 4).flat, filters, strict=True):
+        limit = abs(image).max()
+        axes.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axes.axis("off")
+    x, labels = test
+    right.suptitle("Mistakes: the label → the answer")
+    wrong = np.flatnonzero(answers != labels)[:20]
+    panels = right.subplots(4, 5).flat
+    for axes in panels:
+        axes.axis("off")
+    for axes, i in zip(right.axes, wrong, strict=False):
+        axes.imshow(x[i, ..., 0], cmap="gray_r")
+        axes.set_title(f"{labels[i]} → {answers[i]}", fontsize=9, pad=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    print(f"drawn in {path}")
+
+
+def main(quick: bool = False, out: Path = Path("out")) -> None:
+    """Train with and without augmentation; draw the errors, the filters and the mistakes."""
+    all_rows, test = load(quick)
+    compiled = jax.jit(run, static_argnames="epochs")
+    curves, params = {}, {}
+    for rows, epochs in {800: 3}.items() if quick else EPOCHS.items():
+        train = jax.tree.map(lambda a, n=rows: a[:n], all_rows)
+        for name, (pixels, degrees) in MOVES.items():
+            start = time.perf_counter()
+            # The data are arguments: closed over, they would be constants of the program.
+            key = jax.random.key(0)
+            ts, losses, accuracy = compiled(key, train, test, pixels, degrees, epochs=epochs)
+            curves[rows, name], params = np.asarray(accuracy), ts.params
+            print(
+                f"{rows:,} images {name:14}: training loss {losses[-1]:.3f}, test accuracy"
+                f" {100 * accuracy[-1]:.2f} %, {time.perf_counter() - start:.0f} s"
+            )
+    answers = np.asarray(jax.jit(apply)(params, test[0]).argmax(-1))
+    print(f"{fnn.params.count(params):,} parameters, {(answers != test[1]).sum()} mistakes")
+    draw(out / "10_cnn_mnist.png", curves, params, test, answers)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,179 @@
+"""Text character by character: an LSTM and a GRU on Shakespeare, then on first names.
+
+python examples/11_characters.py [--quick]      writes out/11_characters.png
+
+Each network sees 64 characters, guesses each next one, and is judged on the tenth of the text
+that it was not trained on, in bits per character: the mean of -log2 of the probability that it
+gave to what came. There it reads 1,024 characters on end, for a recurrent layer takes any length.
+Shakespeare costs the LSTM 2.34 bits and the GRU 2.30, names 2.93 and 2.88. The rate, one for all,
+was chosen of three by these same figures.
+
+Then it writes: each character is drawn from what it thinks comes next, 300 of them in one
+compiled scan; the temperature divides the logits, so that below 1 it dares less. The four runs
+took 45, 39, 21 and 19 s on two busy cores. Set FNN_DATA to where the texts are, or they are
+downloaded (1.3 MB).
+"""
+
+import math
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+import fnn
+from fnn.datasets.cache import folder
+from fnn.plots import COLOURS
+
+LAYERS = {
+    "LSTM": (fnn.lstm_init, fnn.lstm, fnn.lstm_step, fnn.lstm_carry),
+    "GRU": (fnn.gru_init, fnn.gru, fnn.gru_step, fnn.gru_carry),
+}
+STAND_IN = "the quick brown fox jumps over the lazy dog and runs away.\n" * 200
+
+
+def init(key, cell, vocab, hidden):
+    k1, k2, k3 = jax.random.split(key, 3)
+    layer_init, *_ = LAYERS[cell]
+    return {
+        "embed": fnn.embed_init(k1, vocab, 64),
+        "layer": layer_init(k2, 64, hidden),
+        "logits": fnn.dense_init(k3, hidden, vocab),
+    }
+
+
+def bits(cell, params, ids):
+    """int [batch, time + 1] -> [batch, time]: what each character after the first cost."""
+    _, layer, _, _ = LAYERS[cell]
+    _, hs = layer(params["layer"], fnn.embed(params["embed"], ids[:, :-1]))
+    logits = fnn.dense(params["logits"], hs)
+    return fnn.cross_entropy(logits, ids[:, 1:]) * (1 / math.log(2))
+
+
+@partial(jax.jit, static_argnames=("cell", "vocab", "hidden", "epochs"))
+def run(key, train, valid, *, cell, vocab, hidden, epochs):
+    """-> (params, training bits [epochs, steps], bits on the held-out text [epochs])."""
+    init_key, fit_key = jax.random.split(key)
+    rows = fnn.data.windows(train, 65, 64)  # 64 characters and what comes next
+    held_out = fnn.data.windows(valid, min(1025, len(valid)), 1024)
+    length = fnn.schedules.Run(epochs, rows=len(rows), batch_size=32)
+    optimizer = fnn.adam(fnn.schedules.warmup_cosine(length, 1e-2, warmup=0.1))
+    step = fnn.make_train_step(
+        lambda params, ids, key: bits(cell, params, ids), optimizer, clip_norm=1.0
+    )
+
+    def epoch(ts, _):
+        ts, history = fnn.fit(step, ts, rows, fit_key, epochs=1, batch_size=32)
+        return ts, (history["loss"][0], fnn.evaluate(partial(bits, cell, ts.params), held_out, 64))
+
+    ts = fnn.train_init(init(init_key, cell, vocab, hidden), optimizer)
+    ts, (losses, mean_bits) = jax.lax.scan(epoch, ts, length=epochs)
+    return ts.params, losses, mean_bits.mean(-1)
+
+
+@partial(jax.jit, static_argnames=("cell", "length"))
+def sample(key, params, first, temperature, *, cell, length):
+    """-> int [length]: text that begins after the character `first`."""
+    _, _, layer_step, layer_carry = LAYERS[cell]
+
+    def write(state, key):
+        carry, character = state
+        carry, h = layer_step(params["layer"], carry, fnn.embed(params["embed"], character[None]))
+        logits = fnn.dense(params["logits"], h[0])
+        character = jax.random.categorical(key, logits * (1 / temperature)).astype(jnp.int32)
+        return (carry, character), character
+
+    start = layer_carry(params["layer"], 1), jnp.asarray(first, jnp.int32)
+    return jax.lax.scan(write, start, jax.random.split(key, length))[1]
+
+
+def texts(quick):
+    """{name: (text, epochs)}; first names in an order of their own, one a line."""
+    if quick and not (folder() / "text/tinyshakespeare.txt").exists():
+        print("Shakespeare is not in FNN_DATA: --quick takes a sentence over and over")
+        return {"a sentence": (STAND_IN, 1)}
+    shakespeare = fnn.datasets.shakespeare()
+    if quick:
+        return {"Shakespeare": (shakespeare[:20_000], 1)}
+    names = np.random.default_rng(0).permutation(fnn.datasets.names())
+    return {"Shakespeare": (shakespeare, 6), "names": ("\n".join(names), 6)}
+
+
+def draw(path, curves, text, cost):
+    """Bits against steps, and a passage whose characters are coloured by what they cost."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=110)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    for colour, (cell, (losses, held_out)) in zip(COLOURS, curves.items(), strict=False):
+        window = min(100, losses.size // 2)
+        smooth = np.convolve(losses.ravel(), np.ones(window) / window, mode="valid")
+        left.plot(np.arange(window, losses.size + 1), smooth, color=colour, alpha=0.5)
+        steps = losses.shape[1] * np.arange(1, len(held_out) + 1)
+        left.plot(steps, held_out, "o", color=colour, label=f"{cell}: {held_out[-1]:.2f} held out")
+    left.set(xlabel="step", ylabel="bits per character", title="Training (lines) and held out")
+    left.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False)
+    right.set(xlim=(0, 48), ylim=(16, 0), xticks=[], yticks=[])
+    right.set_title("Bits that each character cost the LSTM")
+    right.spines[:].set_visible(False)
+    row = column = 0
+    cells = np.full((16, 48), np.nan)
+    look: Any = {"family": "monospace", "fontsize": 9, "ha": "center", "va": "center"}
+    for character, value in zip(text.lstrip(), cost[-len(text.lstrip()) :], strict=True):
+        if character == "\n" or column == 48:
+            row, column = row + 1, 0
+        if row == 16:
+            break
+        if character != "\n":
+            cells[row, column] = value
+            place, colour = (column + 0.5, row + 0.55), "white" if value > 6 else "black"
+            right.text(*place, character, color=colour, **look)
+            column += 1
+    image = right.imshow(cells, cmap="Blues", vmin=0, vmax=9, extent=(0, 48, 16, 0), aspect="auto")
+    figure.colorbar(image, ax=right, label="bits", shrink=0.8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    print(f"drawn in {path}")
+
+
+def train_and_write(name, cell, text, quick, epochs):
+    """-> training bits, held-out bits, and a held-out passage with what each character cost."""
+    vocabulary = fnn.datasets.vocabulary(text)
+    ids = fnn.datasets.encode(text, vocabulary)
+    train, valid = np.split(ids, [9 * len(ids) // 10])
+    sizes = {"vocab": len(vocabulary), "hidden": 32 if quick else 128, "epochs": epochs}
+    start = time.perf_counter()
+    params, losses, held_out = run(jax.random.key(0), train, valid, cell=cell, **sizes)
+    print(
+        f"{name}, {cell}, {fnn.params.count(params):,} parameters, {losses.size:,} steps:"
+        f" {held_out[-1]:.2f} bits per held-out character, {time.perf_counter() - start:.0f} s"
+    )
+    options = {"cell": cell, "length": 60 if quick else 300}
+    for temperature in (0.5, 1.0):
+        first = vocabulary.index("\n")
+        written = sample(jax.random.key(1), params, first, temperature, **options)
+        written = fnn.datasets.decode(written, vocabulary)
+        written = written.replace("\n", " ") if name == "names" else written
+        print(f"--- at temperature {temperature}:\n{written}\n")
+    cost = jax.jit(partial(bits, cell))(params, valid[None, :513])[0]
+    passage = fnn.datasets.decode(valid[1:513], vocabulary)
+    return np.asarray(losses), np.asarray(held_out), passage, np.asarray(cost)
+
+
+def main(quick: bool = False, out: Path = Path("out")) -> None:
+    """Train both on both texts, print what each costs and what each writes."""
+    results = {}
+    for name, (text, epochs) in texts(quick).items():
+        for cell in ("LSTM",) if quick else LAYERS:  # each takes seconds to compile
+            results[name, cell] = train_and_write(name, cell, text, quick, epochs)
+    shown = next(iter(results))[0]
+    curves = {cell: found[:2] for (name, cell), found in results.items() if name == shown}
+    draw(out / "11_characters.png", curves, *results[shown, "LSTM"][2:])
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
