@@ -19,10 +19,10 @@ types: $(VENV)/installed-test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 examples: $(VENV)/installed
-	for file in examples/*.py; do echo "== $$file"; $(BIN)/python $$file --quick || exit 1; done
+	ls examples/*.py | xargs -P 2 -I {} sh -c 'echo "== {}"; $(BIN)/python {} --quick || exit 255'
 
 bench: $(VENV)/installed
-	for file in one_program sweep; do $(BIN)/python benchmarks/$$file.py || exit 1; done
+	for file in one_program sweep driver conv lstm; do $(BIN)/python benchmarks/$$file.py || exit 1; done
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fnn needs Python 3.11 or later: make PYTHON=python3.11 ...")'
