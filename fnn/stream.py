@@ -115,8 +115,7 @@ def train_on_batches(
 
     `size` and `sharding` are `prefetch`'s; a sharding, of the first axis, splits the rows over
     devices, and what is on one device of `ts` is copied to them all. `ts` stays as it is: the
-    steps overwrite a copy. Not for use under jit. `check_finite` speaks of epochs: give it
-    jax.tree.map(lambda h: h[None], history).
+    steps overwrite a copy. Not for use under jit.
     """
     if steps is not None and steps < 1:
         raise ValueError(f"train_on_batches: steps is {steps}, expected at least 1")

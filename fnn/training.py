@@ -132,17 +132,18 @@ def evaluate(
 def check_finite(history: Metrics, params: Params, data: Data = None) -> None:
     """Raise FloatingPointError naming the first step of `history` that was not finite.
 
-    `history` is what `fit`, or a sweep of it, returned: [..., epochs, steps]; of several members
-    each is looked at. `params` name the leaves, and `data` those of the input. On the host.
+    `history` is what `fit`, or a sweep of it, returned, [..., epochs, steps], or
+    `train_on_batches`, [steps]; of several members each is looked at. `params` name the leaves, and `data` those of the input. On the host.
     """
     bad = jax.device_get(history["nonfinite"])
     found = (bad >= 0).nonzero()
     if not len(found[0]):
         return
-    *member, epoch, step = (int(axis[0]) for axis in found)
+    *member, step = (int(axis[0]) for axis in found)
+    when = f"epoch {member.pop()}, step {step}" if member else f"step {step}"
     what = name_of_bad(int(bad[tuple(axis[0] for axis in found)]), params, data)
     who = f", member {member[0] if len(member) == 1 else tuple(member)}" if member else ""
-    raise FloatingPointError(f"epoch {epoch}, step {step}{who}: {what} is not finite")
+    raise FloatingPointError(f"{when}{who}: {what} is not finite")
 
 
 def name_of_bad(code: int, params: Params, data: Data = None) -> str:
