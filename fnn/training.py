@@ -133,7 +133,8 @@ def check_finite(history: Metrics, params: Params, data: Data = None) -> None:
     """Raise FloatingPointError naming the first step of `history` that was not finite.
 
     `history` is what `fit`, or a sweep of it, returned, [..., epochs, steps], or
-    `train_on_batches`, [steps]; of several members each is looked at. `params` name the leaves, and `data` those of the input. On the host.
+    `train_on_batches`, [steps]; of several members each is looked at. `params` name the leaves,
+    and `data` those of the input. On the host.
     """
     bad = jax.device_get(history["nonfinite"])
     found = (bad >= 0).nonzero()
