@@ -368,7 +368,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_told():
     batches[2] = (np.full((10, 3), np.nan, np.float32), batches[2][1])
     ts, history = fnn.train_on_batches(STEP, fresh(), batches, KEY)
     assert (history["nonfinite"] >= 0).tolist() == [False, False, True, False, False]
-    with pytest.raises(FloatingPointError, match="^step 2: the input is not finite"):
+    with pytest.raises(FloatingPointError, match=r"^step 2: the input is not finite"):
         fnn.check_finite(history, ts.params)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(ts.params))
 
