@@ -27,8 +27,13 @@ def inputs(layer, rows=3, dtype=jnp.float32):
 
 # One init and one program a layer for all properties: compiling is what takes the time.
 @cache
-def params_of(layer, dtype=jnp.float32):
-    return jax.jit(partial(layer.init, dtype=dtype))(KEY)
+def drawn(layer):
+    """Parameters and inputs in float32, as NumPy has them."""
+    return jax.tree.map(np.asarray, (layer.init(KEY, dtype=jnp.float32), inputs(layer)))
+
+
+def params_and_inputs(layer, dtype=jnp.float32):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf.astype(dtype)), drawn(layer))
 
 
 @cache
@@ -50,13 +55,13 @@ def test_shapes_and_plain_params(layer):
 
 @every_layer
 def test_jit_is_eager(layer):
-    params, x = params_of(layer), inputs(layer)
+    params, x = params_and_inputs(layer)
     chex.assert_trees_all_close(program(layer)(params, x), layer.apply(params, x), rtol=1e-6)
 
 
 @every_fixed_layer
 def test_vmap_over_rows_is_the_batch(layer):
-    params, x = params_of(layer), inputs(layer)
+    params, x = params_and_inputs(layer)
     one_by_one = jax.jit(jax.vmap(layer.apply, (None, 0)))(params, x)
     chex.assert_trees_all_close(one_by_one, program(layer)(params, x), rtol=1e-5, atol=1e-6)
 
@@ -77,8 +82,8 @@ def test_vmap_over_params_is_the_loop(layer):
 
 @every_layer
 def test_scan_is_the_loop(layer):
-    params = params_of(layer)
-    xs = jnp.stack([inputs(layer), 2 * inputs(layer)])
+    params, x = params_and_inputs(layer)
+    xs = jnp.stack([x, 2 * x])
     scanned = jax.lax.scan(lambda _, x: (None, layer.apply(params, x)), None, xs)[1]
     looped = jnp.stack([program(layer)(params, x) for x in xs])
     chex.assert_trees_all_close(scanned, looped, rtol=1e-5)
@@ -89,7 +94,7 @@ def test_gradients_are_the_finite_differences(layer):
     order = 2 if layer.name == "max_pool" else 1
     modes = ("fwd", "rev") if layer.name in OWN_RULES else ("rev",)
     with jax.enable_x64(True):
-        params, x = params_of(layer, jnp.float64), inputs(layer, dtype=jnp.float64)
+        params, x = layer.init(KEY, dtype=jnp.float64), inputs(layer, dtype=jnp.float64)
         check_grads(program(layer), (params, x), order=order, modes=modes, atol=1e-5, rtol=1e-5)
 
 
@@ -97,9 +102,10 @@ def test_gradients_are_the_finite_differences(layer):
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, *HALVES], ids=lambda d: d.__name__)
 def test_dtype_passes_through(layer, dtype):
     with jax.enable_x64(dtype == jnp.float64):
-        params, x = params_of(layer, dtype), inputs(layer, dtype=dtype)
+        own = jax.eval_shape(partial(layer.init, dtype=dtype), KEY)
+        params, x = params_and_inputs(layer, dtype)
         y = program(layer)(params, x)
-        chex.assert_type([*jax.tree.leaves(params), y], dtype)
+        chex.assert_type([*jax.tree.leaves(own), y], dtype)
         wide = program(layer)(
             jax.tree.map(lambda p: p.astype(jnp.float32), params), x.astype("float32")
         )
