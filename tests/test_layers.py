@@ -1,3 +1,5 @@
+from functools import cache, partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,28 @@ NAMES = ("w", "b", "scale", "offset")
 HALVES = (jnp.bfloat16, jnp.float16)
 
 
+# Rules of our own, in both modes; conv's second order is in test_conv, against autodiff.
+OWN_RULES = ("conv", "conv in groups", "conv_transpose", "max_pool", "global_max_pool")
+
+
 def inputs(layer, rows=3, dtype=jnp.float32):
     return jax.random.normal(jax.random.key(1), (rows, *layer.in_shape), dtype)
+
+
+# One init and one program a layer for all properties: compiling is what takes the time.
+@cache
+def drawn(layer):
+    """Parameters and inputs in float32, as NumPy has them."""
+    return jax.tree.map(np.asarray, (layer.init(KEY, dtype=jnp.float32), inputs(layer)))
+
+
+def params_and_inputs(layer, dtype=jnp.float32):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf.astype(dtype)), drawn(layer))
+
+
+@cache
+def program(layer):
+    return jax.jit(layer.apply)
 
 
 # --- properties of every row --------------------------------------------------------------------
@@ -27,63 +49,68 @@ def test_shapes_and_plain_params(layer):
     params = layer.init(KEY)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
     assert all(name.split("/")[-1] in NAMES for name in fnn.params.paths(params))
-    assert layer.apply(params, inputs(layer)).shape == (3, *layer.out_shape)
-    assert layer.apply(params, inputs(layer, rows=0)).shape == (0, *layer.out_shape)
+    assert program(layer)(params, inputs(layer)).shape == (3, *layer.out_shape)
+    assert program(layer)(params, inputs(layer, rows=0)).shape == (0, *layer.out_shape)
 
 
 @every_layer
 def test_jit_is_eager(layer):
-    params, x = layer.init(KEY), inputs(layer)
-    chex.assert_trees_all_close(jax.jit(layer.apply)(params, x), layer.apply(params, x), rtol=1e-6)
+    params, x = params_and_inputs(layer)
+    chex.assert_trees_all_close(program(layer)(params, x), layer.apply(params, x), rtol=1e-6)
 
 
 @every_fixed_layer
 def test_vmap_over_rows_is_the_batch(layer):
-    params, x = layer.init(KEY), inputs(layer)
-    one_by_one = jax.vmap(layer.apply, (None, 0))(params, x)
-    chex.assert_trees_all_close(one_by_one, layer.apply(params, x), rtol=1e-5, atol=1e-6)
+    params, x = params_and_inputs(layer)
+    one_by_one = jax.jit(jax.vmap(layer.apply, (None, 0)))(params, x)
+    chex.assert_trees_all_close(one_by_one, program(layer)(params, x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "layer", [row for row in LAYERS + RANDOM_LAYERS if row.init(KEY)], ids=lambda row: row.name
+    "layer",
+    [row for row in LAYERS + RANDOM_LAYERS if jax.eval_shape(row.init, KEY)],
+    ids=lambda row: row.name,
 )
 def test_vmap_over_params_is_the_loop(layer):
-    members = [layer.init(key) for key in jax.random.split(KEY, 3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    stacked = jax.jit(jax.vmap(layer.init))(jax.random.split(KEY, 3))
     x = inputs(layer)
-    together = jax.vmap(layer.apply, (0, None))(stacked, x)
-    for member, y in zip(members, together, strict=True):
-        chex.assert_trees_all_close(y, layer.apply(member, x), rtol=1e-5, atol=1e-6)
+    together = jax.jit(jax.vmap(layer.apply, (0, None)))(stacked, x)
+    for i, y in enumerate(together):
+        member = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+        chex.assert_trees_all_close(y, program(layer)(member, x), rtol=1e-5, atol=1e-6)
 
 
 @every_layer
 def test_scan_is_the_loop(layer):
-    params = layer.init(KEY)
-    xs = jnp.stack([inputs(layer), 2 * inputs(layer)])
+    params, x = params_and_inputs(layer)
+    xs = jnp.stack([x, 2 * x])
     scanned = jax.lax.scan(lambda _, x: (None, layer.apply(params, x)), None, xs)[1]
-    chex.assert_trees_all_close(scanned, jnp.stack([layer.apply(params, x) for x in xs]), rtol=1e-5)
+    looped = jnp.stack([program(layer)(params, x) for x in xs])
+    chex.assert_trees_all_close(scanned, looped, rtol=1e-5)
 
 
 @every_layer
 def test_gradients_are_the_finite_differences(layer):
+    order = 2 if layer.name == "max_pool" else 1
+    modes = ("fwd", "rev") if layer.name in OWN_RULES else ("rev",)
     with jax.enable_x64(True):
         params, x = layer.init(KEY, dtype=jnp.float64), inputs(layer, dtype=jnp.float64)
-        check_grads(layer.apply, (params, x), order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)
+        check_grads(program(layer), (params, x), order=order, modes=modes, atol=1e-5, rtol=1e-5)
 
 
 @every_layer
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, *HALVES], ids=lambda d: d.__name__)
 def test_dtype_passes_through(layer, dtype):
     with jax.enable_x64(dtype == jnp.float64):
-        params, x = layer.init(KEY, dtype=dtype), inputs(layer, dtype=dtype)
-        chex.assert_type([*jax.tree.leaves(params), layer.apply(params, x)], dtype)
-        wide = layer.apply(
+        own = jax.eval_shape(partial(layer.init, dtype=dtype), KEY)
+        params, x = params_and_inputs(layer, dtype)
+        y = program(layer)(params, x)
+        chex.assert_type([*jax.tree.leaves(own), y], dtype)
+        wide = program(layer)(
             jax.tree.map(lambda p: p.astype(jnp.float32), params), x.astype("float32")
         )
         rtol = 0.05 if dtype in HALVES else 1e-5
-        chex.assert_trees_all_close(
-            layer.apply(params, x).astype("float32"), wide, rtol=rtol, atol=rtol
-        )
+        chex.assert_trees_all_close(y.astype("float32"), wide, rtol=rtol, atol=rtol)
 
 
 @every_layer

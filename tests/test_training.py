@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import chex
 import jax
@@ -51,7 +52,7 @@ def test_a_step_by_hand():
     w, b = np.array([[0.5], [-1.0]]), np.array([0.25])
     x, y = RNG.normal(size=(6, 2)), RNG.normal(size=6)
     params = {"w": jnp.asarray(w, jnp.float32), "b": jnp.asarray(b, jnp.float32)}
-    step = fnn.make_train_step(squares, fnn.sgd(0.1), clip_norm=0.5)
+    step = jax.jit(fnn.make_train_step(squares, fnn.sgd(0.1), clip_norm=0.5))
     batch = (jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32))
     ts, metrics = step(fnn.train_init(params, fnn.sgd(0.1)), batch, KEY)
 
@@ -72,7 +73,7 @@ def test_golden_step(request):
     path = request.path.parent / "golden" / "train_step.json"
     x, labels = fnn.datasets.digits().train
     optimizer = fnn.adamw(0.01, weight_decay=0.1)
-    step = fnn.make_train_step(dropout_loss_fn, optimizer, clip_norm=0.5)
+    step = jax.jit(fnn.make_train_step(dropout_loss_fn, optimizer, clip_norm=0.5))
     ts = fnn.train_init(fnn.mlp_init(KEY, (64, 16, 10)), optimizer)
     got = []
     for i in range(3):
@@ -107,12 +108,17 @@ def test_takes_any_optax_transformation(make, standard_promotion):
 
 
 def test_ours_in_optax_style_training_is_the_same_step(standard_promotion):
-    step = fnn.make_train_step(loss_fn, fnn.adam(0.1))
+    step = jax.jit(fnn.make_train_step(loss_fn, fnn.adam(0.1)))
     ts, _ = step(fnn.train_init(init(), fnn.adam(0.1)), (X, LABELS), KEY)
-    params, optimizer = init(), fnn.adam(0.1)
-    grads = jax.grad(lambda p: loss_fn(p, (X, LABELS), None).mean())(params)
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
-    chex.assert_trees_all_close(ts.params, optax.apply_updates(params, updates), rtol=1e-6)
+
+    @jax.jit
+    def by_hand(params):
+        optimizer = fnn.adam(0.1)
+        grads = jax.grad(lambda p: loss_fn(p, (X, LABELS), None).mean())(params)
+        updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    chex.assert_trees_all_close(ts.params, by_hand(init()), rtol=1e-6)
 
 
 def test_state_is_threaded():
@@ -131,8 +137,8 @@ def test_train_state_keeps_its_avals():
     for row in OPTIMIZERS:
         step = fnn.make_train_step(loss_fn, row.make(jnp.float32(0.1)), clip_norm=1.0)
         ts = fnn.train_init(init(), row.make(0.1))
-        after, metrics = jax.jit(step)(ts, (X, LABELS), KEY)
-        assert jax.tree.map(jax.typeof, ts) == jax.tree.map(jax.typeof, after)
+        after, metrics = jax.eval_shape(step, ts, (X, LABELS), KEY)
+        assert after == jax.eval_shape(lambda ts: ts, ts)
         assert all(m.shape == () and not m.weak_type for m in metrics.values())
 
 
@@ -154,9 +160,13 @@ def test_dtype_passes_through(dtype):
     with jax.enable_x64(dtype == jnp.float64):
         optimizer = fnn.adam(0.01)
         step = fnn.make_train_step(dropout_loss_fn, optimizer, clip_norm=1.0)
-        ts = fnn.train_init(init(dtype=dtype), optimizer)
-        data = (X.astype(dtype), LABELS)
-        ts, history = fnn.fit(step, ts, data, KEY, epochs=3, batch_size=16)
+
+        @jax.jit
+        def whole(x):
+            ts = fnn.train_init(init(dtype=dtype), optimizer)
+            return fnn.fit(step, ts, (x, LABELS), KEY, epochs=3, batch_size=16)
+
+        ts, history = whole(X.astype(dtype))
         chex.assert_type(jax.tree.leaves(ts.params), dtype)
         wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
         chex.assert_type(
@@ -308,7 +318,7 @@ def test_the_tail_counts_exactly():
 
 
 def test_masked_rows_change_nothing():
-    step = fnn.make_train_step(loss_fn, fnn.adam(0.1))
+    step = jax.jit(fnn.make_train_step(loss_fn, fnn.adam(0.1)))
     ts = fnn.train_init(init(), fnn.adam(0.1))
     mask = jnp.arange(16) < 10
     expected, metrics = step(ts, (X[:10], LABELS[:10]), KEY)
@@ -321,7 +331,7 @@ def test_masked_rows_change_nothing():
 
 
 def test_a_mask_weights():
-    step = fnn.make_train_step(loss_fn, fnn.sgd(0.1))
+    step = jax.jit(fnn.make_train_step(loss_fn, fnn.sgd(0.1)))
     ts = fnn.train_init(init(), fnn.sgd(0.1))
     twice = jnp.concatenate([jnp.arange(8), jnp.arange(4)])
     expected, _ = step(ts, (X[twice], LABELS[twice]), KEY)
@@ -338,8 +348,8 @@ def test_losses_of_several_axes_are_averaged():
 
 
 def test_tail_may_be_dropped():
-    _, padded = run(KEY)
-    _, dropped = run(KEY, tail="drop")
+    _, padded = jax.eval_shape(run, KEY)
+    _, dropped = jax.eval_shape(partial(run, tail="drop"), KEY)
     assert padded["loss"].shape == (3, 7)
     assert dropped["loss"].shape == (3, 6)
 
@@ -371,29 +381,29 @@ jax.config.update("jax_num_cpu_devices", 8)
 import fnn
 from tests.test_training import X, LABELS, dropout_loss_fn, init
 
-epochs, load, save = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+load = sys.argv[1]
 optimizer = fnn.adamw(0.01)
 step = fnn.make_train_step(dropout_loss_fn, optimizer, clip_norm=1.0)
 ts = fnn.train_init(init(), optimizer)
 leaves, treedef = jax.tree.flatten(ts)
 if load:
     leaves = [jnp.asarray(leaf) for leaf in np.load(load).values()]
-data = (X, LABELS)
-whole = jax.jit(lambda ts: fnn.fit(step, ts, data, jax.random.key(5), epochs=epochs, batch_size=16))
-ts, history = whole(jax.tree.unflatten(treedef, leaves))
-np.savez(save, *jax.tree.leaves(ts))
-np.save(save + ".loss.npy", history["loss"])
+start, data = jax.tree.unflatten(treedef, leaves), (X, LABELS)
+for epochs, save in zip(map(int, sys.argv[2::2]), sys.argv[3::2]):
+    fit = lambda ts: fnn.fit(step, ts, data, jax.random.key(5), epochs=epochs, batch_size=16)
+    ts, history = jax.jit(fit)(start)
+    np.savez(save, *jax.tree.leaves(ts))
+    np.save(save + ".loss.npy", history["loss"])
 """
 
 
 def test_resume_in_a_new_process_is_bit_exact(tmp_path):
-    def fit(epochs, load, save):
-        command = [sys.executable, "-c", RESUME, str(epochs), str(load), str(save)]
+    def fit(load, *epochs_and_save):
+        command = [sys.executable, "-c", RESUME, load, *map(str, epochs_and_save)]
         subprocess.run(command, check=True, timeout=120)
 
-    fit(20, "", tmp_path / "whole.npz")
-    fit(7, "", tmp_path / "part.npz")
-    fit(13, tmp_path / "part.npz", tmp_path / "rest.npz")
+    fit("", 20, tmp_path / "whole.npz", 7, tmp_path / "part.npz")
+    fit(tmp_path / "part.npz", 13, tmp_path / "rest.npz")
     whole, rest = (list(np.load(tmp_path / name).values()) for name in ("whole.npz", "rest.npz"))
     chex.assert_trees_all_equal(whole, rest)
     losses = [np.load(tmp_path / f"{name}.npz.loss.npy") for name in ("whole", "part", "rest")]
@@ -407,9 +417,8 @@ def bad_row_run(nonfinite, key=KEY, row=42, rate=0.1):
     x = X.at[row, 0].set(jnp.inf)
     optimizer = fnn.adam(rate)
     step = fnn.make_train_step(loss_fn, optimizer, nonfinite=nonfinite)
-    return fnn.fit(
-        step, fnn.train_init(init(), optimizer), (x, LABELS), key, epochs=2, batch_size=16
-    )
+    fit = jax.jit(partial(fnn.fit, step, epochs=2, batch_size=16))
+    return fit(fnn.train_init(init(), optimizer), (x, LABELS), key)
 
 
 def test_a_bad_step_is_skipped_and_reported():
@@ -429,7 +438,7 @@ def test_a_bad_step_is_skipped_and_reported():
 
 
 def test_a_bad_step_leaves_everything_but_the_counter():
-    step = fnn.make_train_step(loss_fn, fnn.adam(0.1), clip_norm=1.0)
+    step = jax.jit(fnn.make_train_step(loss_fn, fnn.adam(0.1), clip_norm=1.0))
     ts = fnn.train_init(init(), fnn.adam(0.1))
     after, metrics = step(ts, (X.at[0].set(jnp.nan), LABELS), KEY)
     unchanged = after._replace(step=ts.step, first_bad=ts.first_bad)
@@ -489,9 +498,10 @@ def test_the_report_names_the_member():
 @pytest.mark.parametrize("policy", ["stop", "raise"])
 def test_after_a_bad_step_nothing_goes_on(policy):
     step = fnn.make_train_step(loss_fn, fnn.adam(0.1), nonfinite=policy)
-    ts, _ = jax.jit(step)(fnn.train_init(init(), fnn.adam(0.1)), (X, LABELS), KEY)
-    bad, _ = jax.jit(step)(ts, (X * jnp.nan, LABELS), KEY)
-    after, metrics = jax.jit(step)(bad, (X, LABELS), KEY)
+    step = jax.jit(step)
+    ts, _ = step(fnn.train_init(init(), fnn.adam(0.1)), (X, LABELS), KEY)
+    bad, _ = step(ts, (X * jnp.nan, LABELS), KEY)
+    after, metrics = step(bad, (X, LABELS), KEY)
     chex.assert_trees_all_equal(after.params, ts.params)
     chex.assert_trees_all_equal(after.opt_state, ts.opt_state)
     assert after.first_bad.tolist() == [1, 10]
@@ -508,9 +518,10 @@ def test_a_policy_costs_no_copy():
         fit = jax.jit(lambda ts: fnn.fit(step, ts, data, KEY, epochs=1, batch_size=10))
         return fit.lower(ts).compile()
 
-    skip, ignore = (program(policy).memory_analysis() for policy in ("skip", "ignore"))
+    programs = [program(policy) for policy in ("skip", "ignore")]
+    skip, ignore = (compiled.memory_analysis() for compiled in programs)
     assert skip.temp_size_in_bytes <= ignore.temp_size_in_bytes + 1024
-    bytes_moved = [program(p).cost_analysis()["bytes accessed"] for p in ("skip", "ignore")]
+    bytes_moved = [compiled.cost_analysis()["bytes accessed"] for compiled in programs]
     assert bytes_moved[0] <= 1.01 * bytes_moved[1]
 
 
