@@ -108,11 +108,11 @@ def train(
     check_at_least_1("train", epochs=epochs)
     steps = steps_per_epoch("train", data, batch_size, tail)
     capacity = max(1, HISTORY_VALUES // steps)
-    if stop is None and validate is not None:
+    if stop is None and validate is not None and "loss" in jax.eval_shape(validate, ts, validation):
         stop = EarlyStopping(patience=NEVER)
     settings = {"batch_size": batch_size, "tail": tail, "stop": stop and _plain(stop)}
     start, history = progress_init(ts, stop), {}
-    folder = None if checkpoint is None else _Folder(checkpoint, settings, data, key)
+    folder = None if checkpoint is None else _Folder(checkpoint, settings, (data, weights), key)
     if folder is not None:
         start, history = folder.resume(start, history)
     held = start = jax.tree.map(_own, start)  # the program is given it for good
@@ -128,25 +128,27 @@ def train(
     depends_on = settings | {"validate": validate}
     program = compiled("train", step, depends_on, chunk, held, *fixed, np.int32(1))
     run_seconds, saved = 0.0, time.monotonic()
-    with Interrupts() as interrupts, reporter(epochs, int(held.epoch), progress) as report:
-        for held, new, seconds in _chunks(program, start, fixed, epochs, capacity):
-            if run_seconds == 0:
-                _check_moved(ts, held.ts)
-            run_seconds += seconds
-            first = int(held.epoch) - len(new["loss"])
-            history = {k: np.concatenate([history.get(k, v[:0]), v]) for k, v in new.items()}
-            for i in range(len(new["loss"])):
-                row = {name: float(np.mean(values[i])) for name, values in new.items()}
-                report(first + i, row)
-                if log is not None:
-                    log(first + i, row)
-            if folder is not None and time.monotonic() - saved >= checkpoint_seconds:
-                folder.save(held, history)
-                saved = time.monotonic()
-            if interrupts.seen:
-                break
-    if folder is not None:
-        folder.save(held, history)
+    try:
+        with Interrupts() as interrupts, reporter(epochs, int(held.epoch), progress) as report:
+            for held, new, seconds in _chunks(program, start, fixed, epochs, capacity):
+                if run_seconds == 0:
+                    _check_moved(ts, held.ts)
+                run_seconds += seconds
+                first = int(held.epoch) - len(new["loss"])
+                history = {k: np.concatenate([history.get(k, v[:0]), v]) for k, v in new.items()}
+                for i in range(len(new["loss"])):
+                    row = {name: float(np.mean(values[i])) for name, values in new.items()}
+                    report(first + i, row)
+                    if log is not None:
+                        log(first + i, row)
+                if folder is not None and time.monotonic() - saved >= checkpoint_seconds:
+                    folder.save(held, history)
+                    saved = time.monotonic()
+                if interrupts.seen:
+                    break
+    finally:  # whatever a log may raise, what has been trained is kept
+        if folder is not None and not held.epoch.is_deleted():
+            folder.save(held, history)
 
     result = Result(
         stopped=_why(held, epochs, step),

@@ -170,6 +170,23 @@ def test_ctrl_c_returns_what_there_is_and_the_run_goes_on(whole, tmp_path, monke
     assert longer.history["loss"].shape == (8, 5)
 
 
+def test_a_log_that_fails_loses_nothing(whole, tmp_path, monkeypatch):
+    def failing(epoch, metrics):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        train(**WATCHED, checkpoint=tmp_path, log=failing)
+    result = train(**WATCHED, checkpoint=tmp_path)
+    chex.assert_trees_all_equal(result.last, whole.last)
+    np.testing.assert_array_equal(result.history["loss"], whole.history["loss"])
+
+
+def test_validation_may_be_of_anything():
+    result = train(validate=lambda ts, data: {"norm": fnn.params.global_norm(ts.params)}, epochs=2)
+    assert result.best is None
+    assert result.history["val_norm"].shape == (2,)
+
+
 def test_a_second_ctrl_c_interrupts():
     def impatient(epoch, metrics):
         os.kill(os.getpid(), signal.SIGINT)
