@@ -14,12 +14,13 @@ PyTorch's LSTM has a second bias, 512 numbers. A peer that is not installed is l
     python benchmarks/peers.py conv
     python benchmarks/peers.py lstm
 
-Device: any; PyTorch uses the GPU if JAX does. TF32 where JAX's default has it.
+Device: any; PyTorch uses the GPU if JAX does, and TF32 there as JAX by default. On a CPU only
+an idle machine will do: PyTorch's threads spin, and with others on their cores it takes many
+times as long.
 """
 
 import importlib
 import importlib.util
-import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -50,6 +51,17 @@ def drawn(net: str, steps: int) -> Batches:
 
 def size(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array))
+
+
+def keeping(losses: dict[str, Any], name: str, run: Run) -> Run:
+    """`run`, whose first losses are put into `losses`."""
+
+    def work():
+        out = run()
+        losses.setdefault(name, out[0])
+        return out
+
+    return work
 
 
 def loop(step: Callable, state: Any, batches: Batches) -> Run:
@@ -281,7 +293,6 @@ def run_equinox(net: str, batches: Batches) -> tuple[Run, int]:
 def run_torch(net: str, batches: Batches) -> tuple[Run, int]:
     torch = importlib.import_module("torch")
     nn, device = torch.nn, "cuda" if jax.default_backend() == "gpu" else "cpu"
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # as XLA has them
     torch.set_float32_matmul_precision("high")  # TF32, as JAX's default and as cuDNN here
 
     class Lstm(nn.Module):
@@ -344,16 +355,19 @@ def main(
 ) -> None:
     """Time `n` rounds of `steps` steps each (by default 31 of conv, 50 of lstm)."""
     print(machine())
-    steps = steps or STEPS[net]
-    batches, works = drawn(net, steps), {}
+    steps = STEPS[net] if steps is None else steps
+    batches, works, losses = drawn(net, steps), {}, {}
     for name, (module, run_peer) in PEERS.items():
         if not importlib.util.find_spec(module):
             print(f"{name}: {module} is not installed, left out")
             continue
-        works[name], count = run_peer(net, batches)
-        losses = np.asarray(works[name]()[0], np.float32)
-        print(f"{name}: {count:,} parameters, mean loss of the first run {losses.mean():.3f}")
-    show(f"{net}, {steps} steps, warm", interleaved(works, n), "fnn, one program")
+        run, count = run_peer(net, batches)
+        works[name] = keeping(losses, name, run)
+        print(f"{name}: {count:,} parameters")
+    times = interleaved(works, n)
+    for name, values in losses.items():
+        print(f"{name}: mean loss of its first run {np.mean(values):.3f}")
+    show(f"{net}, {steps} steps, warm", times, "fnn, one program")
 
 
 if __name__ == "__main__":
