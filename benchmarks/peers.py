@@ -15,8 +15,7 @@ PyTorch's LSTM has a second bias, 512 numbers. A peer that is not installed is l
     python benchmarks/peers.py lstm
 
 Device: any; PyTorch uses the GPU if JAX does, and TF32 there as JAX by default. On a CPU only
-an idle machine will do: PyTorch's threads spin, and with others on their cores it takes many
-times as long.
+an idle machine will do: with other work on its cores PyTorch took many times as long.
 """
 
 import importlib
