@@ -25,7 +25,6 @@ from fnn.early_stopping import (
     EarlyStopping,
     Progress,
     Validate,
-    policy,
     progress_init,
     run_epochs,
     with_validation,
@@ -33,7 +32,7 @@ from fnn.early_stopping import (
 from fnn.logs import Log
 from fnn.programs import Program, compiled
 from fnn.progress import Interrupts, reporter
-from fnn.step import Step, TrainState
+from fnn.step import Step, TrainState, policy
 from fnn.training import Tail, check_at_least_1, epoch_of, name_of_bad, steps_per_epoch
 from fnn.types import Data, Metrics
 

@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from fnn.precision import wide
-from fnn.step import Step, TrainState
+from fnn.step import Step, TrainState, policy
 from fnn.training import Tail, check_at_least_1, epoch_of
 from fnn.types import Data, Metrics, Params, State
 
@@ -134,11 +134,6 @@ def with_validation(epoch: Epoch, validate: Validate | None, validation: Data) -
         return ts, metrics | after
 
     return validated
-
-
-def policy(step: Step) -> str:
-    """What the step does when something is not finite."""
-    return getattr(step, "nonfinite", "skip")
 
 
 def run_epochs(

@@ -3,10 +3,9 @@
 import jax
 from jax import Array
 
-from fnn.data import rows_of, take
-from fnn.precision import wide
-from fnn.step import Step, TrainState
-from fnn.training import Tail, batches_of, order_of, steps_per_epoch
+from fnn.data import rows_of
+from fnn.step import Step, TrainState, policy
+from fnn.training import Tail, batches_of, drawn, order_of, steps_per_epoch
 from fnn.types import Data, Metrics
 
 
@@ -30,7 +29,7 @@ def replay(
     """
     steps = steps_per_epoch("replay", data, batch_size, tail)
     stopped = int(ts.first_bad[0])
-    if 0 <= stopped == at and getattr(step, "nonfinite", "skip") in ("stop", "raise"):
+    if 0 <= stopped == at and policy(step) in ("stop", "raise"):
         ts = ts._replace(step=ts.first_bad[0], first_bad=-1 + 0 * ts.first_bad)
     if at < int(ts.step):
         raise ValueError(f"replay: ts has {int(ts.step)} steps behind it, expected at most {at}")
@@ -38,13 +37,8 @@ def replay(
 
     def batch_of(number: Array) -> tuple[Data, Array | None]:
         order = order_of(shuffle_key, number // steps, rows_of("replay", data))
-        index, mask = jax.tree.map(
-            lambda a: a[number % steps], batches_of(order, steps, batch_size, tail)
-        )
-        if weights is not None:
-            drawn = wide(take(weights, index))
-            mask = drawn if mask is None else jax.numpy.where(mask, drawn, 0)
-        return take(data, index), mask
+        batches = batches_of(order, steps, batch_size, tail)
+        return drawn(data, weights, *jax.tree.map(lambda a: a[number % steps], batches))
 
     def one(_: Array, ts: TrainState) -> TrainState:
         batch, mask = batch_of(ts.step)

@@ -159,6 +159,11 @@ def make_train_step(
     return step
 
 
+def policy(step: Step) -> str:
+    """What the step does when something is not finite."""
+    return getattr(step, "nonfinite", "skip")
+
+
 def _check_state(old: State, new: State) -> None:
     shapes = [
         {path: f"{x.dtype}{list(x.shape)}" for path, x in paths(s).items()} for s in (old, new)

@@ -61,17 +61,24 @@ def epoch_of(
     shuffle_key, step_key = jax.random.split(key)
 
     def one_step(ts: TrainState, batch: tuple[Array, Array | None]) -> tuple[TrainState, Metrics]:
-        index, mask = batch
-        if weights is not None:
-            drawn = wide(take(weights, index))
-            mask = drawn if mask is None else jnp.where(mask, drawn, 0)
-        return step(ts, take(data, index), step_key, mask)
+        rows, mask = drawn(data, weights, *batch)
+        return step(ts, rows, step_key, mask)
 
     def epoch(ts: TrainState) -> tuple[TrainState, Metrics]:
         order = order_of(shuffle_key, ts.step // steps, rows)
         return lax.scan(one_step, ts, batches_of(order, steps, batch_size, tail))
 
     return epoch, steps
+
+
+def drawn(
+    data: Data, weights: Array | None, index: Array, mask: Array | None
+) -> tuple[Data, Array | None]:
+    """The batch of these rows, and its mask, in which the rows' weights are."""
+    if weights is not None:
+        own = wide(take(weights, index))
+        mask = own if mask is None else jnp.where(mask, own, 0)
+    return take(data, index), mask
 
 
 def steps_per_epoch(name: str, data: Data, batch_size: int, tail: Tail) -> int:

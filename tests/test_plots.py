@@ -138,7 +138,9 @@ def test_gradient_flow_of_one_step_and_of_a_history():
 
 
 def test_a_dead_layer_has_no_place_on_a_log_axis_but_stops_no_picture():
-    plots.gradient_flow({"a": 0.0, "b": 1.0, "c": jnp.nan}).figure.canvas.draw()
+    ax = plots.gradient_flow({"a": 0.0, "b": 1.0, "c": jnp.nan})
+    ax.figure.canvas.draw()
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["a", "b", "c"]
 
 
 def test_filters_of_one_channel_and_of_three():
