@@ -6,11 +6,12 @@ conv: 28x28, two 3x3 convolutions (32, 64), each with batch norm, relu and 2x2 m
 dense layers (128, 10), batch 128, 31 steps. lstm: vocabulary 65, embedding 64, hidden 128,
 sequence 64, batch 32, 50 steps. Adam at 0.001, float32, drawn data: only time counts. Each peer
 is written as its documentation has it: a jitted step in a Python loop over batches that are on
-the device already; PyTorch eager, its images channels_last, its Adam fused. fnn shuffles and
+the device already; Keras by `fit`, its batches given in one call and its steps executed together;
+PyTorch eager, its images channels_last, its Adam fused. fnn shuffles and
 gathers its batches too. n = 5 interleaved rounds, warm; init, compiling and copying to the device
 are not in them. Parameters and mean loss are printed, for nets that differ would show there;
 PyTorch's LSTM has a second bias, 512 numbers. A peer that is not installed is left out
-(``pip install flax equinox dm-haiku optax torch``).
+(``pip install flax equinox dm-haiku keras optax torch``).
 
     python benchmarks/peers.py conv
     python benchmarks/peers.py lstm
@@ -21,6 +22,8 @@ an idle machine will do: with other work on its cores PyTorch took many times as
 
 import importlib
 import importlib.util
+import math
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -287,6 +290,38 @@ def run_equinox(net: str, batches: Batches) -> tuple[Run, int]:
     return loop(step, (model, stats, opt_state), batches), size(params)
 
 
+# --- Keras --------------------------------------------------------------------------------------
+
+
+def run_keras(net: str, batches: Batches) -> tuple[Run, int]:
+    os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is imported
+    keras = importlib.import_module("keras")
+    layers, (x, labels) = keras.layers, map(np.concatenate, zip(*batches, strict=True))
+
+    def conv(channels):
+        same = layers.Conv2D(channels, 3, padding="same"), layers.BatchNormalization(momentum=0.9)
+        return [*same, layers.ReLU(), layers.MaxPooling2D(2)]
+
+    if net == "conv":
+        dense = layers.Flatten(), layers.Dense(128, activation="relu"), layers.Dense(10)
+        stack = [keras.Input((28, 28, 1)), *conv(32), *conv(64), *dense]
+    else:
+        lstm = layers.LSTM(HIDDEN, return_sequences=True)
+        stack = [keras.Input((TIME,)), layers.Embedding(VOCAB, EMBED), lstm, layers.Dense(VOCAB)]
+    model = keras.Sequential(stack)
+    model.compile(
+        keras.optimizers.Adam(1e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        steps_per_execution=len(batches),
+    )
+
+    def run():  # goes on from where the last ended, which takes as long
+        history = model.fit(x, labels, BATCH[net], epochs=1, shuffle=False, verbose=0)
+        return history.history["loss"], None
+
+    return run, sum(math.prod(v.shape) for v in model.trainable_variables)
+
+
 # --- PyTorch ------------------------------------------------------------------------------------
 
 
@@ -346,6 +381,7 @@ PEERS = {
     "Linen": ("flax", run_linen),
     "Haiku": ("haiku", run_haiku),
     "Equinox": ("equinox", run_equinox),
+    "Keras": ("keras", run_keras),
     "PyTorch": ("torch", run_torch),
 }
 

@@ -6,28 +6,26 @@ gates * hidden_dim]}}, the gates side by side in PyTorch's order.
 
 A mask is as in `fnn.sequences`: a masked step leaves the carry, and its output is zero.
 
-`form` chooses between programs that compute the same to rounding: "fused", one product for all
-gates of an input, inside the loop; "hoisted", the input's product taken out of the loop;
-"separate", one product a gate. By default it is "hoisted", but where JAX's default backend is a
-CPU "separate" for a hidden_dim from 128 to 255 and "fused" for others.
+Over time there is one product of the input for all steps, before the loop, and in the loop one
+product of h. Gradients of the weights are one product after the loop, by `_over_time`'s own rule.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from fnn.initializers import Initializer, glorot_uniform, orthogonal
 from fnn.layers import _affine, _check_input
 from fnn.precision import wide
-from fnn.sequences import blank, check_sequence, scan_time
+from fnn.sequences import blank, check_sequence, swapped, where
 from fnn.types import AnyArray, Params
 
-Form = Literal["fused", "hoisted", "separate"]
-Gates = Sequence[Array]
+Cell = Callable[[Any, Sequence[Array]], Any]  # (carry, sums of each gate) -> carry
 
 # --- plain recurrent layer ----------------------------------------------------------------------
 
@@ -53,7 +51,7 @@ def rnn_carry(params: Params, batch: int) -> Array:
 
 def rnn_step(params: Params, carry: Array, x: AnyArray) -> tuple[Array, Array]:
     """h [batch, hidden], x [batch, in] -> (h, h): tanh(x @ w + b + h @ u) (Elman 1990)."""
-    return _rnn_cell(params, carry, _gates("rnn_step", params["input"], x, 1))
+    return _step("rnn_step", _rnn_cell, params, carry, x)
 
 
 def rnn(
@@ -63,11 +61,10 @@ def rnn(
     *,
     mask: AnyArray | None = None,
     reverse: bool = False,
-    form: Form | None = None,
 ) -> tuple[Array, Array]:
     """[batch, time, in] -> (h, hs), hs [batch, time, hidden]: `rnn_step` over time."""
     carry = rnn_carry(params, len(xs)) if carry is None else carry
-    return _layer("rnn", _rnn_cell, 1, params, xs, carry, mask, reverse, form)
+    return _layer("rnn", _rnn_cell, params, xs, carry, mask, reverse)
 
 
 # --- LSTM ---------------------------------------------------------------------------------------
@@ -110,7 +107,7 @@ def lstm_step(
     c <- s(f) c + s(i) tanh(g) and h <- s(o) tanh(c), s the sigmoid: Hochreiter & Schmidhuber
     1997 with Gers's forget gate and without peepholes, as in PyTorch and cuDNN.
     """
-    return _lstm_cell(params, carry, _gates("lstm_step", params["input"], x, 4))
+    return _step("lstm_step", _lstm_cell, params, carry, x)
 
 
 def lstm(
@@ -120,11 +117,10 @@ def lstm(
     *,
     mask: AnyArray | None = None,
     reverse: bool = False,
-    form: Form | None = None,
 ) -> tuple[tuple[Array, Array], Array]:
     """[batch, time, in] -> ((h, c), hs), hs [batch, time, hidden]: `lstm_step` over time."""
     carry = lstm_carry(params, len(xs)) if carry is None else carry
-    return _layer("lstm", _lstm_cell, 4, params, xs, carry, mask, reverse, form)
+    return _layer("lstm", _lstm_cell, params, xs, carry, mask, reverse)
 
 
 # --- GRU ----------------------------------------------------------------------------------------
@@ -159,7 +155,7 @@ def gru_step(params: Params, carry: Array, x: AnyArray) -> tuple[Array, Array]:
     r and z are x @ w + b + h @ u, and n = tanh(x @ w + b + s(r) (h @ u + b')): the reset gate
     after the product, as in PyTorch, cuDNN and version 1 of Cho et al. 2014, not before it.
     """
-    return _gru_cell(params, carry, _gates("gru_step", params["input"], x, 3))
+    return _step("gru_step", _gru_cell, params, carry, x)
 
 
 def gru(
@@ -169,41 +165,47 @@ def gru(
     *,
     mask: AnyArray | None = None,
     reverse: bool = False,
-    form: Form | None = None,
 ) -> tuple[Array, Array]:
     """[batch, time, in] -> (h, hs), hs [batch, time, hidden]: `gru_step` over time."""
     carry = gru_carry(params, len(xs)) if carry is None else carry
-    return _layer("gru", _gru_cell, 3, params, xs, carry, mask, reverse, form)
+    return _layer("gru", _gru_cell, params, xs, carry, mask, reverse)
 
 
-# --- the cells, given the input's share of each gate --------------------------------------------
+# --- the cells, given the sum of what comes in to each gate ---------------------------------------
 
 
-def _rnn_cell(params: Params, h: Array, inputs: Gates) -> tuple[Array, Array]:
-    (recurrent,) = _gates("rnn", params["hidden"], h, 1)
-    h = jnp.tanh(inputs[0] + recurrent)
-    return h, h
+def _rnn_cell(h: Array, sums: Sequence[Array]) -> Array:
+    return jnp.tanh(sums[0])
 
 
-def _lstm_cell(
-    params: Params, carry: tuple[Array, Array], inputs: Gates
-) -> tuple[tuple[Array, Array], Array]:
+def _lstm_cell(carry: tuple[Array, Array], sums: Sequence[Array]) -> tuple[Array, Array]:
     h, c = carry
-    recurrent = _gates("lstm", params["hidden"], h, 4)
-    i, f, g, o = (wide(a + b) for a, b in zip(inputs, recurrent, strict=True))
+    new, c = _lstm_gates(*map(wide, sums), c)
+    return new.astype(h.dtype), c
+
+
+@jax.custom_jvp
+def _lstm_gates(i: Array, f: Array, g: Array, o: Array, c: Array) -> tuple[Array, Array]:
     c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-    h = (jax.nn.sigmoid(o) * jnp.tanh(c)).astype(h.dtype)
-    return (h, c), h
+    return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
 
-def _gru_cell(params: Params, h: Array, inputs: Gates) -> tuple[Array, Array]:
-    hidden = params["hidden"]
-    recurrent = _gates("gru", {"w": hidden["w"]}, h, 3)
-    r = jax.nn.sigmoid(inputs[0] + recurrent[0])
-    z = jax.nn.sigmoid(inputs[1] + recurrent[1])
-    n = jnp.tanh(inputs[2] + r * (recurrent[2] + hidden["b"]))
-    h = n + z * (h - n)
-    return h, h
+@_lstm_gates.defjvp
+def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Any, Any]:
+    # Autodiff's derivative with its factors multiplied out, six arrays to keep of a step, not 11.
+    (i, f, g, o, c), (di, df, dg, do, dc) = primals, tangents
+    i, f, o, g = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o), jnp.tanh(g)
+    new = f * c + i * g
+    t = jnp.tanh(new)
+    dnew = (g * i * (1 - i)) * di + (c * f * (1 - f)) * df + (i * (1 - g * g)) * dg + f * dc
+    dh = (t * o * (1 - o)) * do + (o * (1 - t * t)) * dnew
+    return (o * t, new), (dh, dnew)
+
+
+def _gru_cell(h: Array, sums: Sequence[Array]) -> Array:
+    r, z, recurrent, new = sums
+    n = jnp.tanh(new + jax.nn.sigmoid(r) * recurrent)
+    return n + jax.nn.sigmoid(z) * (h - n)
 
 
 # --- what they share ----------------------------------------------------------------------------
@@ -231,66 +233,85 @@ def _init(
     }
 
 
+def _step(name: str, cell: Cell, params: Params, carry: Any, x: AnyArray) -> tuple[Any, Array]:
+    carry = cell(carry, _sums(_inputs(name, params, x), params["hidden"]["w"], _h(carry)))
+    return carry, _h(carry)
+
+
 def _layer(
     name: str,
-    cell: Callable[[Params, Any, Gates], tuple[Any, Array]],
-    gates: int,
+    cell: Cell,
     params: Params,
     xs: AnyArray,
     carry: Any,
     mask: AnyArray | None,
     reverse: bool,
-    form: Form | None,
 ) -> tuple[Any, Array]:
-    form = _form(name, form, params)
     check_sequence(name, xs, mask, "in")
     _check_input(name, xs, params["input"]["w"])
-    _check_carry(name, carry, xs)
-    xs = blank(mask, xs)
-    if form == "hoisted":
-        xs = _affine(name, params["input"], xs)
-    elif form == "separate":
-        params = _cut(params, gates)
-
-    def step(carry: Any, x: Array) -> tuple[Any, Array]:
-        inputs = jnp.split(x, gates, axis=-1) if form == "hoisted" else None
-        return cell(params, carry, inputs or _gates(name, params["input"], x, gates))
-
-    return scan_time(step, xs, carry, mask, reverse)
+    _check_carry(name, carry, xs, params["hidden"]["w"])
+    inputs = _inputs(name, params, swapped(blank(mask, xs)))
+    carry, hs = _over_time(cell, reverse, params["hidden"]["w"], inputs, carry, swapped(mask))
+    hs = swapped(hs)
+    return carry, hs if mask is None else where(mask, hs, jnp.zeros_like(hs))
 
 
-def _gates(name: str, params: Params, x: AnyArray, gates: int) -> Gates:
-    """[batch, in] -> [batch, hidden] for each gate; where w is cut, by one product each."""
-    if isinstance(params["w"], list):
-        bs = params.get("b", [None] * gates)
-        return [x @ w if b is None else x @ w + b for w, b in zip(params["w"], bs, strict=True)]
-    return jnp.split(_affine(name, params, x), gates, axis=-1)
+def _inputs(name: str, params: Params, x: AnyArray) -> list[Array]:
+    """[..., in] -> [..., hidden] for each gate, what it gets beside the product of h."""
+    gates = params["hidden"]["w"].shape[-1] // params["hidden"]["w"].shape[0]
+    # Each an array of its own: slices of one are read slowly inside a loop on a CPU.
+    inputs = jnp.split(_affine(name, params["input"], x), gates, axis=-1)
+    if "b" in params["hidden"]:  # gru's n, where what h gives stands apart from what x gives
+        inputs.insert(-1, jnp.broadcast_to(params["hidden"]["b"], inputs[-1].shape))
+    return inputs
 
 
-def _cut(params: Params, gates: int) -> Params:
-    def cut(w: Array) -> list[Array]:
-        return jnp.split(w, gates, axis=-1)
-
-    hidden = params["hidden"] | {"w": cut(params["hidden"]["w"])}
-    return {"input": {name: cut(leaf) for name, leaf in params["input"].items()}, "hidden": hidden}
-
-
-def _form(name: str, form: Form | None, params: Params) -> Form:
-    if form is not None:
-        if form not in ("fused", "hoisted", "separate"):
-            raise ValueError(
-                f"{name}: form is {form!r}, expected 'fused', 'hoisted', 'separate' or None"
-            )
-        return form
-    if jax.default_backend() != "cpu":
-        return "hoisted"
-    return "separate" if 128 <= params["hidden"]["w"].shape[0] < 256 else "fused"
+def _sums(inputs: Sequence[Array], w: Array, h: Array) -> list[Array]:
+    """The inputs, h @ w added to as many of them as w has gates."""
+    recurrent = jnp.split(h @ w, w.shape[-1] // w.shape[0], axis=-1)
+    sums = [a + b for a, b in zip(inputs, recurrent, strict=False)]
+    return [*sums, *inputs[len(recurrent) :]]
 
 
-def _check_carry(name: str, carry: Any, xs: AnyArray) -> None:
+def _h(carry: Any) -> Array:
+    return carry[0] if isinstance(carry, tuple) else carry
+
+
+def _scan(
+    cell: Cell, reverse: bool, w: Array, inputs: list[Array], carry: Any, mask: Array | None
+) -> tuple[Any, Array]:
+    """inputs [time, batch, hidden] each, mask [time, batch] -> (carry, h after each step)."""
+
+    def step(carry: Any, now: tuple[list[Array], Array | None]) -> tuple[Any, Array]:
+        inputs, valid = now
+        new = cell(carry, _sums(inputs, w, _h(carry)))
+        new = new if valid is None else where(valid, new, carry)
+        return new, _h(new)
+
+    return lax.scan(step, carry, (inputs, mask), reverse=reverse)
+
+
+_over_time = jax.custom_jvp(_scan, nondiff_argnums=(0, 1))
+
+
+@_over_time.defjvp
+def _(cell: Cell, reverse: bool, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    # A change of w does to a sum what h @ dw added to its input does. So it is made for all steps
+    # at once, and its transpose, w's gradient, is one large product; autodiff's is many small
+    # ones, each added to an array as large as w. All of it is JAX's own, hence forward mode,
+    # higher orders and vmap.
+    (w, inputs, carry, mask), (dw, dinputs, dcarry, _) = primals, tangents
+    given_w = partial(_scan, cell, reverse, w, mask=mask)
+    (last, hs), linear = jax.linearize(given_w, inputs, carry)
+    first = _h(carry)[None]
+    before = jnp.concatenate([hs, first])[1:] if reverse else jnp.concatenate([first, hs])[:-1]
+    return (last, hs), linear(_sums(dinputs, dw, before), dcarry)
+
+
+def _check_carry(name: str, carry: Any, xs: AnyArray, w: Array) -> None:
     for leaf in jax.tree.leaves(carry):
-        if leaf.shape[:1] != xs.shape[:1]:
+        if leaf.shape != (xs.shape[0], w.shape[0]):
             raise ValueError(
                 f"{name}: the carry has shape {leaf.shape}, but xs of shape {xs.shape} expect"
-                f" [{xs.shape[0]}, hidden]"
+                f" [{xs.shape[0]}, hidden], {(xs.shape[0], w.shape[0])}"
             )

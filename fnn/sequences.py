@@ -8,7 +8,6 @@ is that of each sequence alone, in either direction.
 
 import itertools
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -36,7 +35,17 @@ def unroll(
     """
     for leaf in jax.tree.leaves(xs):
         check_sequence("unroll", leaf, mask, "...")
-    return scan_time(partial(step, params), blank(mask, xs), carry, mask, reverse)
+
+    def masked_step(carry: Any, inputs: tuple[Any, Array | None]) -> tuple[Any, Any]:
+        x, valid = inputs
+        new, y = step(params, carry, x)
+        if valid is None:
+            return new, y
+        return where(valid, new, carry), where(valid, y, jax.tree.map(jnp.zeros_like, y))
+
+    inputs = swapped((blank(mask, xs), mask))
+    carry, ys = lax.scan(masked_step, carry, inputs, reverse=reverse)
+    return carry, swapped(ys)
 
 
 def bidirectional(
@@ -101,37 +110,20 @@ def stacked(
 # --- what the layers use ------------------------------------------------------------------------
 
 
-def scan_time(
-    step: Callable[[Any, Any], tuple[Any, Any]],
-    xs: Any,
-    carry: Any,
-    mask: AnyArray | None,
-    reverse: bool,
-) -> tuple[Any, Any]:
-    """`unroll` of step(carry, x), nothing checked and nothing blanked."""
-
-    def masked_step(carry: Any, inputs: tuple[Any, Array | None]) -> tuple[Any, Any]:
-        x, valid = inputs
-        new, y = step(carry, x)
-        if valid is None:
-            return new, y
-        return _where(valid, new, carry), _where(valid, y, jax.tree.map(jnp.zeros_like, y))
-
-    carry, ys = lax.scan(masked_step, carry, _swapped((xs, mask)), reverse=reverse)
-    return carry, _swapped(ys)
-
-
-def _swapped(tree: Any) -> Any:
+def swapped(tree: Any) -> Any:
+    """[batch, time, ...] -> [time, batch, ...], or back."""
     return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), tree)
 
 
 def blank(mask: AnyArray | None, xs: Any) -> Any:
     """[batch, time, ...] -> the same, zero where the mask is False."""
     # Or a NaN in the padding would get into the gradient of the weights, as 0 * NaN.
-    return xs if mask is None else _where(mask, xs, jax.tree.map(jnp.zeros_like, xs))
+    return xs if mask is None else where(mask, xs, jax.tree.map(jnp.zeros_like, xs))
 
 
-def _where(mask: AnyArray, yes: Any, no: Any) -> Any:
+def where(mask: AnyArray, yes: Any, no: Any) -> Any:
+    """yes where the mask, of the leaves' first axes, is True, else no."""
+
     def select(yes: Array, no: Array) -> Array:
         return jnp.where(mask.reshape(mask.shape + (1,) * (yes.ndim - mask.ndim)), yes, no)
 

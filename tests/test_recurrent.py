@@ -19,12 +19,11 @@ def compiled(name):
     init, carry, step, layer = (
         getattr(fnn, name + part) for part in ("_init", "_carry", "_step", "")
     )
-    layer = jax.jit(layer, static_argnames=("reverse", "form"))
+    layer = jax.jit(layer, static_argnames="reverse")
     return jax.jit(init, static_argnames=("in_dim", "hidden_dim", "dtype")), carry, step, layer
 
 
 LAYERS = {name: compiled(name) for name in ("rnn", "lstm", "gru")}
-FORMS = ("fused", "hoisted", "separate")
 every_layer = pytest.mark.parametrize("name", LAYERS)
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
 
@@ -53,20 +52,16 @@ def from_torch(case, what, suffix="_l0"):
 
 
 @every_layer
-def test_values_and_gradients_are_pytorchs_in_every_form(name):
-    def loss(params, x, form):
-        y = LAYERS[name][-1](params, x, form=form)[1]
+def test_values_and_gradients_are_pytorchs(name):
+    def loss(params, x):
+        y = LAYERS[name][-1](params, x)[1]
         return (y * GOLDEN[f"{name}/probe"]).sum(), y
-
-    def all_forms(params, x):
-        grad = jax.value_and_grad(loss, (0, 1), has_aux=True)
-        return {form: grad(params, x, form) for form in FORMS}
 
     with jax.enable_x64(True):
         params, x = from_torch(name, "params"), jnp.asarray(GOLDEN[f"{name}/x"])
         expected = from_torch(name, "grads"), GOLDEN[f"{name}/x_grad"]
-        for (_, y), grads in jax.jit(all_forms)(params, x).values():
-            chex.assert_trees_all_close((y, grads), (GOLDEN[f"{name}/y"], expected), rtol=1e-11)
+        (_, y), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, x)
+        chex.assert_trees_all_close((y, grads), (GOLDEN[f"{name}/y"], expected), rtol=1e-11)
 
 
 @every_layer
@@ -132,21 +127,45 @@ def test_a_sequence_is_the_loop_of_steps(name):
     close(fnn.unroll(step, params, xs, start(params, 3)), expected)
 
 
+@pytest.mark.parametrize(("name", "reverse"), [("rnn", True), ("lstm", True), ("gru", False)])
+def test_derivatives_of_both_orders_and_modes_are_autodiffs(name, reverse):
+    init, start, step, layer = LAYERS[name]
+    options = {"mask": MASK, "reverse": reverse}
+
+    def both(at, way):
+        def derivatives(run):
+            def loss(params, xs, carry):
+                return (jnp.stack(jax.tree.leaves(run(params, xs, carry)[0])) ** 3).sum() + (
+                    run(params, xs, carry)[1] ** 2
+                ).sum()
+
+            def slope(*at):  # forward mode
+                return jax.jvp(loss, at, way)[1]
+
+            return jax.grad(loss, (0, 1, 2))(*at), jax.value_and_grad(slope, (0, 1, 2))(*at)
+
+        def unrolled(params, xs, carry):
+            return fnn.unroll(step, params, xs, carry, **options)
+
+        return derivatives(functools.partial(layer, **options)), derivatives(unrolled)
+
+    with jax.enable_x64(True):
+        params, xs = init(KEY, 4, 3), sequence(dtype=jnp.float64)
+        at = params, xs, jax.tree.map(lambda h: h + 0.3, start(params, 3))
+        way = jax.tree.map(lambda a: jnp.cos(jnp.arange(a.size, dtype=float)).reshape(a.shape), at)
+        ours, autodiffs = jax.jit(both)(at, way)
+        chex.assert_trees_all_close(ours, autodiffs, rtol=1e-10, atol=1e-12)
+
+
 @every_layer
-def test_the_default_form_is_the_backends(name, monkeypatch):
+def test_a_weights_gradient_is_one_product_after_the_loop(name):
     init, _, _, layer = (getattr(fnn, name + part) for part in ("_init", "_carry", "_step", ""))
-    xs = sequence()
-
-    def program(form, hidden):
-        params = jax.eval_shape(lambda: init(KEY, 4, hidden))
-        return str(jax.make_jaxpr(lambda p, x: layer(p, x, form=form))(params, xs))
-
-    assert len({program(form, 8) for form in FORMS}) == 3
-    for hidden in (127, 256):
-        assert program(None, hidden) == program("fused", hidden)
-    assert program(None, 128) == program("separate", 128)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert program(None, 128) == program("hoisted", 128)
+    params = init(KEY, 4, 8)
+    program = jax.make_jaxpr(jax.grad(lambda p: layer(p, sequence())[1].sum()))(params)
+    loops = [eqn for eqn in program.jaxpr.eqns if eqn.primitive.name == "scan"]
+    assert len(loops) == 2  # forth and back
+    carried = {v.aval.shape for eqn in loops for v in eqn.outvars}
+    assert carried.isdisjoint({leaf.shape for leaf in jax.tree.leaves(params)})
 
 
 @every_layer
@@ -374,12 +393,7 @@ LSTM = fnn.lstm_init(KEY, 64, 8)
         (
             lambda: fnn.lstm(LSTM, jnp.zeros((4, 5, 64)), fnn.lstm_carry(LSTM, 1)),
             ValueError,
-            r"lstm: the carry has shape \(1, 8\), but xs of shape \(4, 5, 64\) expect \[4, hidden\]",
-        ),
-        (
-            lambda: fnn.lstm(LSTM, jnp.zeros((4, 5, 64)), form="fast"),
-            ValueError,
-            r"lstm: form is 'fast', expected 'fused', 'hoisted', 'separate' or None",
+            r"lstm: the carry has shape \(1, 8\), but xs of shape \(4, 5, 64\) expect \[4, hidden\], \(4, 8\)",
         ),
         (
             lambda: fnn.unroll(lambda p, c, x: (c, x), {}, jnp.zeros(3), ()),
