@@ -27,7 +27,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from fnn.initializers import Initializer, glorot_uniform
-from fnn.layers import _check_input, dropout, mlp, mlp_init, split
+from fnn.layers import _check_input, dropout, mlp, mlp_init, product, split
 from fnn.norms import layer_norm, layer_norm_init
 from fnn.precision import wide
 from fnn.types import AnyArray, Params
@@ -90,7 +90,8 @@ def attention(
     if positions is not None:
         q, k = rotary(q, positions), rotary(k, positions)
     out = _weighted_values(q, k, v, _full_mask(mask, x, source, causal))
-    return jnp.einsum("...hd,hdo->...o", out, params["output"]["w"]) + params["output"]["b"]
+    w = params["output"]["w"].reshape(-1, params["output"]["w"].shape[-1])
+    return product(out.reshape(*x.shape[:2], len(w)), w) + params["output"]["b"]
 
 
 def rotary(x: AnyArray, positions: AnyArray, *, base: float = 10_000.0) -> Array:
@@ -167,7 +168,9 @@ def _norm_init(dim: int, dtype: DTypeLike) -> Params:
 
 
 def _project(name: str, params: Params, x: AnyArray) -> Array:
-    return jnp.einsum("...i,ihd->...hd", x, params["w"]) + params["b"]
+    w = params["w"]
+    y = product(x, w.reshape(w.shape[0], -1))
+    return y.reshape(*x.shape[:-1], *w.shape[1:]) + params["b"]
 
 
 # By hand, because `jax.nn.dot_product_attention` takes the softmax of float64 in float32, has no

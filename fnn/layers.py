@@ -5,6 +5,7 @@ None, no key means deterministic.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -161,8 +162,20 @@ def mlp(
 def _affine(layer: str, params: Params, x: AnyArray) -> Array:
     w = params["w"]
     _check_input(layer, x, w)
-    y = x @ w
+    y = product(x, w)
     return y + params["b"] if "b" in params else y
+
+
+def product(x: AnyArray, w: Array) -> Array:
+    """[..., in], [in, out] -> [..., out]: x @ w, of x as one matrix.
+
+    The gradients of a product with more axes are sums over several, which XLA's CPU backend
+    makes at half the speed.
+    """
+    if x.ndim < 3:
+        return jnp.asarray(x) @ w
+    rows = jnp.asarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return (rows @ w).reshape(*x.shape[:-1], w.shape[-1])
 
 
 def _dropout(

@@ -20,7 +20,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from fnn.initializers import Initializer, glorot_uniform, orthogonal
-from fnn.layers import _affine, _check_input
+from fnn.layers import _affine, _check_input, product
 from fnn.precision import wide
 from fnn.sequences import blank, check_sequence, swapped, where
 from fnn.types import AnyArray, Params
@@ -268,7 +268,7 @@ def _inputs(name: str, params: Params, x: AnyArray) -> list[Array]:
 
 def _sums(inputs: Sequence[Array], w: Array, h: Array) -> list[Array]:
     """The inputs, h @ w added to as many of them as w has gates."""
-    recurrent = jnp.split(h @ w, w.shape[-1] // w.shape[0], axis=-1)
+    recurrent = jnp.split(product(h, w), w.shape[-1] // w.shape[0], axis=-1)
     sums = [a + b for a, b in zip(inputs, recurrent, strict=False)]
     return [*sums, *inputs[len(recurrent) :]]
 

@@ -74,15 +74,15 @@ def first_uses(apply: Callable[..., Any], params: Params, *inputs: Any) -> dict[
     closed = jax.make_jaxpr(apply)(params, *inputs)
     data = len(closed.jaxpr.invars) - len(names)
     origins = [*(frozenset([i]) for i in range(len(names))), *[None] * data]
-    found: dict[int, Shape] = {}
+    found: dict[int, Any] = {}
     results = _follow(closed.jaxpr, origins, found)
     for origin, out in zip(results, closed.jaxpr.outvars, strict=True):
         _note(found, [origin], out)
-    return {names[i]: shape for i, shape in found.items()}
+    return {names[i]: tuple(value.aval.shape) for i, value in found.items()}
 
 
-def _follow(jaxpr: "Jaxpr", origins: Sequence[Origin], found: dict[int, Shape]) -> list[Origin]:
-    """The origins of what the program returns; where a leaf meets data is put into `found`."""
+def _follow(jaxpr: "Jaxpr", origins: Sequence[Origin], found: dict[int, Any]) -> list[Origin]:
+    """The origins of what the program returns; the values where leaves meet data, into `found`."""
     from jax.extend.core import Literal
 
     known: dict[Any, Origin] = dict(zip(jaxpr.invars, origins, strict=True))
@@ -97,7 +97,7 @@ def _follow(jaxpr: "Jaxpr", origins: Sequence[Origin], found: dict[int, Shape]) 
 
 
 def _follow_equation(
-    eqn: "JaxprEqn", origins: list[Origin], found: dict[int, Shape]
+    eqn: "JaxprEqn", origins: list[Origin], found: dict[int, Any]
 ) -> Sequence[Origin]:
     if None not in origins:
         whole = frozenset[int]().union(*(o for o in origins if o is not None))
@@ -107,15 +107,23 @@ def _follow_equation(
     # A jit's, a scan's or a custom derivative's body takes and returns what the equation does.
     if len(bodies) == 1 and (len(bodies[0].invars), len(bodies[0].outvars)) == sizes:
         return _follow(bodies[0], origins, found)
-    if eqn.outvars:
+    if eqn.primitive.name == "reshape" and _axes(eqn.invars[0]) < _axes(eqn.outvars[0]):
+        # `layers.product` took the axes before the last as one, and here they are again.
+        same = [leaf for leaf, value in found.items() if value is eqn.invars[0]]
+        found |= dict.fromkeys(same, eqn.outvars[0])
+    elif eqn.outvars:
         _note(found, origins, eqn.outvars[0])
     return [None] * len(eqn.outvars)
 
 
-def _note(found: dict[int, Shape], origins: Sequence[Origin], value: Any) -> None:
+def _note(found: dict[int, Any], origins: Sequence[Origin], value: Any) -> None:
     for origin in origins:
         for leaf in sorted(origin or ()):
-            found.setdefault(leaf, tuple(value.aval.shape))
+            found.setdefault(leaf, value)
+
+
+def _axes(atom: Any) -> int:
+    return atom.aval.ndim
 
 
 def _treatment(

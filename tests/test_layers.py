@@ -138,6 +138,17 @@ def test_dense_is_its_formula():
     np.testing.assert_allclose(fnn.dense(params, x), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["dense on a sequence", "attention", "lstm"])
+def test_weights_of_sequences_and_their_gradients_are_products_of_matrices(name):
+    layer = next(row for row in LAYERS if row.name == name)
+    shapes = jax.eval_shape(layer.init, KEY), jax.eval_shape(lambda: inputs(layer))
+    program = jax.make_jaxpr(jax.grad(lambda p, x: layer.apply(p, x).sum(), (0, 1)))(*shapes)
+    products = [eqn for eqn in program.jaxpr.eqns if eqn.primitive.name == "dot_general"]
+    of_weights = [eqn for eqn in products if not eqn.params["dimension_numbers"][1][0]]
+    assert len(of_weights) >= 2
+    assert all(v.aval.ndim == 2 for eqn in of_weights for v in eqn.invars)
+
+
 def test_init_follows_the_x64_flag():
     with jax.enable_x64(True):
         chex.assert_type(list(fnn.dense_init(KEY, 2, 2).values()), jnp.float64)
