@@ -4,8 +4,9 @@ XLA's CPU backend has a fast routine for one layout, [batch, *space, in] with [*
 The convolution that autodiff writes for a weight gradient has its axes elsewhere; outside a loop
 XLA moves them, inside a `scan` it computes tens of times slower. So the tangents are written such
 that their transposes, which are the gradients, come out in that layout, with every move of an
-axis behind an `optimization_barrier` that keeps XLA from folding it back. As these are linear
-functions of JAX's own primitives, forward mode, second derivatives, vmap and scan all follow.
+axis behind an `optimization_barrier` that keeps XLA from folding it back; of images that are not
+small, as products of matrices, one for each row of the kernel. As these are linear functions of
+JAX's own primitives, forward mode, second derivatives, vmap and scan all follow.
 
 Grouped, 1 x 1 and 3-D convolutions are faster on a CPU as sums of shifted products, one for each
 element of the kernel. Elsewhere everything is XLA's own convolution and autodiff's gradient.
@@ -20,10 +21,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
+from fnn.layers import product
 from fnn.precision import wide
 from fnn.windows import shifts
 
 MANY_SHIFTS = 32  # each is a product of its own, and takes its time to compile
+FEW_PLACES = 64  # of the output, up to which the gradient as a convolution is the faster one
 
 
 class Geometry(NamedTuple):
@@ -58,7 +61,8 @@ def _(geometry: Geometry, primals: tuple[Array, Array], tangents: tuple[Any, Any
         cpu = _shifted if shifts_pay else _convolve_dx
         dy = _on_cpu(cpu, _convolve, dx, w, geometry)
     if not isinstance(dw, SymbolicZero):
-        cpu = _shifted if shifts_pay else _convolve_dw
+        rows_pay = math.prod(y.shape[1:-1]) > FEW_PLACES and max(w.shape[:-2]) <= MANY_SHIFTS
+        cpu = _shifted if shifts_pay else _by_rows if rows_pay else _convolve_dw
         by_w = _on_cpu(cpu, _convolve, x, dw, geometry)
         dy = by_w if isinstance(dx, SymbolicZero) else dy + by_w
     return y, dy
@@ -111,16 +115,36 @@ def _shifts_pay(w: Array, geometry: Geometry) -> bool:
 def _shifted(x: Array, w: Array, geometry: Geometry) -> Array:
     """The same as a sum over the kernel's elements k: x, shifted by k, times w[k]."""
     dtype, groups, (*_, group_dim, out_dim) = x.dtype, geometry.groups, w.shape
-    x, w = wide(x), wide(w).reshape(*w.shape[:-1], groups, out_dim // groups)
-    gaps = (dilation - 1 for dilation in geometry.x_dilation)
-    edges = [(*pair, gap) for pair, gap in zip(geometry.padding, gaps, strict=True)]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    w = wide(w).reshape(*w.shape[:-1], groups, out_dim // groups)
+    x = _padded(x, geometry)
     x = x.reshape(*x.shape[:-1], groups, group_dim)
     y = sum(
         _grouped_product(shifted, w[k])
         for k, shifted in shifts(x, w.shape[:-3], geometry.stride, geometry.dilation)
     )
     return jnp.asarray(y, dtype).reshape(*jnp.shape(y)[:-2], out_dim)
+
+
+def _by_rows(x: Array, w: Array, geometry: Geometry) -> Array:
+    """The same as a sum over the kernel's rows, whose elements are channels of one product."""
+    dtype, w, (*above, width) = x.dtype, wide(w), w.shape[:-2]
+    (*strides, stride), (*dilations, dilation) = geometry.stride, geometry.dilation
+    ones = [1] * len(above)
+    x = _padded(x, geometry)
+    along = shifts(x, (*ones, width), (*ones, stride), (*ones, dilation))
+    x = jnp.concatenate([shifted for _, shifted in along], axis=-1)
+    y = sum(
+        product(shifted, w[tuple(k[:-1])].reshape(-1, w.shape[-1]))
+        for k, shifted in shifts(x, (*above, 1), (*strides, 1), (*dilations, 1))
+    )
+    return jnp.asarray(y, dtype)
+
+
+def _padded(x: Array, geometry: Geometry) -> Array:
+    gaps = (dilation - 1 for dilation in geometry.x_dilation)
+    edges = [(*pair, gap) for pair, gap in zip(geometry.padding, gaps, strict=True)]
+    x = wide(x)
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
 
 
 def _grouped_product(x: Array, w: Array) -> Array:
