@@ -28,6 +28,10 @@ from fnn.attention import rotary as rotary
 from fnn.attention import transformer_block as transformer_block
 from fnn.attention import transformer_block_init as transformer_block_init
 from fnn.averaging import averaged as averaged
+from fnn.clipping import adaptive_clip as adaptive_clip
+from fnn.clipping import clip_by_global_norm as clip_by_global_norm
+from fnn.clipping import clip_by_norm as clip_by_norm
+from fnn.clipping import clip_by_value as clip_by_value
 from fnn.conv import conv as conv
 from fnn.conv import conv_init as conv_init
 from fnn.conv import conv_transpose as conv_transpose
@@ -42,6 +46,7 @@ from fnn.driver import Result as Result
 from fnn.driver import train as train
 from fnn.early_stopping import EarlyStopping as EarlyStopping
 from fnn.early_stopping import fit_until as fit_until
+from fnn.half_precision import keep_precision as keep_precision
 from fnn.initializers import glorot_normal as glorot_normal
 from fnn.initializers import glorot_uniform as glorot_uniform
 from fnn.initializers import kaiming_normal as kaiming_normal
@@ -118,15 +123,10 @@ from fnn.summary import summary as summary
 from fnn.training import check_finite as check_finite
 from fnn.training import evaluate as evaluate
 from fnn.training import fit as fit
-from fnn.transforms import adaptive_clip as adaptive_clip
 from fnn.transforms import add_weight_decay as add_weight_decay
 from fnn.transforms import apply_updates as apply_updates
 from fnn.transforms import by_path as by_path
 from fnn.transforms import chain as chain
-from fnn.transforms import clip_by_global_norm as clip_by_global_norm
-from fnn.transforms import clip_by_norm as clip_by_norm
-from fnn.transforms import clip_by_value as clip_by_value
 from fnn.transforms import freeze as freeze
-from fnn.transforms import keep_precision as keep_precision
 
 __version__ = "0.1.0"

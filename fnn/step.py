@@ -14,10 +14,11 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
+from fnn.clipping import scale_to_norm
 from fnn.lifting import Optimizer, safe_divide
 from fnn.params import global_norm, leaf_maxima, paths
 from fnn.precision import wide, wide_dtype
-from fnn.transforms import apply_updates, scale_to_norm
+from fnn.transforms import apply_updates
 from fnn.types import Data, Metrics, Params, State
 
 NonFinitePolicy = Literal["skip", "stop", "raise", "ignore"]
@@ -92,34 +93,17 @@ def make_train_step(
     if accumulate < 1:
         raise ValueError(f"make_train_step: accumulate is {accumulate}, expected at least 1")
 
-    def mean_loss(
-        params: Params, state: State, batch: Data, key: Array, mask: Array | None, scale: ArrayLike
-    ) -> tuple[Array, tuple[Array, State]]:
-        if compute_dtype is not None:
-            params, batch = _cast(params, compute_dtype), _cast(batch, compute_dtype)
-        if has_state:
-            losses, new = loss_fn(params, state, batch, key)
-            _check_state(state, new)
-            state = new
-        else:
-            losses = loss_fn(params, batch, key)
-        loss = _masked_mean(losses, mask)
-        return loss * jnp.asarray(scale, loss.dtype), (loss, state)
+    mean_loss = _mean_loss(loss_fn, has_state, compute_dtype)
 
     def step(
         ts: TrainState, batch: Data, key: Array, mask: Array | None = None
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, ts.step)
         scaling = isinstance(ts.loss_scale, LossScale)
-        scale = ts.loss_scale.scale if scaling else 1.0
-        differentiate = partial(jax.grad(mean_loss, has_aux=True), ts.params)
-        if accumulate == 1:
-            grads, (loss, state) = differentiate(ts.state, batch, key, mask, scale)
-        else:
-            parts = _parts(batch, accumulate), _parts(mask, accumulate)
-            grads, loss, state = _accumulated(differentiate, ts, *parts, key, scale)
-        if scaling:
-            grads = jax.tree.map(lambda g: g * jnp.asarray(1 / scale, g.dtype), grads)
+        scale: Any = ts.loss_scale.scale if scaling else 1.0
+        grads, loss, state = _gradients(mean_loss, accumulate, ts, batch, key, mask, scale)
+        if scaling:  # in float32, where what the scale has saved from vanishing does not vanish
+            grads = jax.tree.map(lambda g: wide(g) * jnp.asarray(1 / scale, wide(g).dtype), grads)
 
         norm = global_norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -228,6 +212,44 @@ def _learning_rates(opt_state: Any) -> Metrics:
 
 
 # --- the mean, and the large batch in parts ---------------------------------------------------
+
+
+def _mean_loss(loss_fn: Any, has_state: bool, compute_dtype: DTypeLike | None) -> Any:
+    """mean_loss(params, state, batch, key, mask, scale) -> (scale * loss, (loss, state))."""
+
+    def mean_loss(
+        params: Params, state: State, batch: Data, key: Array, mask: Array | None, scale: ArrayLike
+    ) -> tuple[Array, tuple[Array, State]]:
+        if compute_dtype is not None:
+            params, batch = _cast(params, compute_dtype), _cast(batch, compute_dtype)
+        if has_state:
+            losses, new = loss_fn(params, state, batch, key)
+            _check_state(state, new)
+            state = new
+        else:
+            losses = loss_fn(params, batch, key)
+        loss = _masked_mean(losses, mask)
+        return loss * jnp.asarray(scale, loss.dtype), (loss, state)
+
+    return mean_loss
+
+
+def _gradients(
+    mean_loss: Any,
+    accumulate: int,
+    ts: TrainState,
+    batch: Data,
+    key: Array,
+    mask: Array | None,
+    scale: ArrayLike,
+) -> tuple[Params, Array, State]:
+    """Gradient, of the scaled loss, and the loss itself; the state after this batch."""
+    differentiate = partial(jax.grad(mean_loss, has_aux=True), ts.params)
+    if accumulate == 1:
+        grads, (loss, state) = differentiate(ts.state, batch, key, mask, scale)
+        return grads, loss, state
+    parts = _parts(batch, accumulate), _parts(mask, accumulate)
+    return _accumulated(differentiate, ts, *parts, key, scale)
 
 
 def _masked_mean(losses: Array, mask: Array | None) -> Array:

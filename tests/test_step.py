@@ -159,6 +159,20 @@ def test_a_loss_scale_keeps_small_gradients():
     assert float(metrics["loss_scale"]) == 2.0**15
 
 
+def test_a_loss_scale_keeps_small_gradients_of_half_precision_parameters():
+    def loss(params, batch, key):
+        return params * batch  # a gradient of 3e-8, half of float16's smallest number
+
+    batch = jnp.full(4, 3e-8 * 2.0**10, jnp.float16)
+    optimizer = fnn.adam(0.25, eps=1e-12)
+    step = fnn.make_train_step(lambda *args: loss(*args) * jnp.float16(2.0**-10), optimizer)
+    start = fnn.train_init(jnp.zeros((), jnp.float16), optimizer, loss_scale=2.0**15)
+    ts, metrics = step(start, batch, KEY)
+    assert ts.params.dtype == jnp.float16
+    np.testing.assert_allclose(metrics["grad_norm"], 3e-8, rtol=0.01)
+    np.testing.assert_allclose(ts.params, -0.25, rtol=1e-3)
+
+
 def test_the_loss_scale_halves_and_doubles_between_its_bounds():
     def loss(params, batch, key):
         return params * batch

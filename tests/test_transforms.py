@@ -303,7 +303,7 @@ def test_kept_precision_follows_float32_under_adam(how):
 
 
 def test_random_rounding_is_fair():
-    from fnn.transforms import _round_at_random
+    from fnn.half_precision import _round_at_random
 
     for dtype in HALVES:
         gap = float(jnp.finfo(dtype).eps)
