@@ -4,31 +4,46 @@ python examples/08_overfitting.py [--quick]      writes out/08_overfitting.png
 
 Too many weights for too few rows: the training loss goes to 0 while the loss on rows that the
 network has not seen falls, turns, and rises. Penalties on the weights (L1, L2), dropout and images
-moved about at random work against it; stopping early takes the best there was on the way. All
-cures are one function of four numbers, so all of them, from every seed, are one sweep. Not every
-cure helps everywhere: that is for the validation rows to say, and here they do not want dropout.
+moved about at random work against it; stopping early takes the best there was on the way.
+
+How strong should a cure be? Each is tried at five strengths, and the one is taken whose loss on
+the validation rows, a mean over seeds, gets lowest, at whatever epoch. That is one rule for all,
+and the test rows are looked at once, after it. A strength is a number, so that all cures,
+strengths and seeds are one sweep.
 """
 
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
 import fnn
+from fnn.cli import cores
 from fnn.plots import COLOURS
 
-CURES = {  # strengths of L1 and L2, dropout's rate, and how far images move in pixels
-    "no cure": (0, 0, 0, 0),
-    "L1": (3e-4, 0, 0, 0),
-    "L2": (0, 1e-3, 0, 0),
-    "dropout": (0, 0, 0.3, 0),
-    "augmentation": (0, 0, 0, 0.25),
-    "L1 + augmentation": (3e-4, 0, 0, 0.25),
+
+def grid(l1=(0,), l2=(0,), rate=(0,), pixels=(0,)):
+    """Every combination: strengths of L1 and L2, dropout's rate, how far images move."""
+    return list(product(l1, l2, rate, pixels))
+
+
+L1 = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+L2 = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (0.05, 0.1, 0.2, 0.4, 0.6)
+PIXELS = (0.12, 0.25, 0.5, 0.75, 1)
+CURES = {
+    "no cure": grid(),
+    "L1": grid(l1=L1),
+    "L2": grid(l2=L2),
+    "dropout": grid(rate=RATES),
+    "augmentation": grid(pixels=PIXELS),
+    "L2 + augmentation": grid(l2=L2, pixels=PIXELS),
 }
-STRENGTHS = jnp.array(list(CURES.values()), float)
 
 
 def loss_fn(params, batch, key, l1, l2, rate, pixels):
@@ -45,56 +60,72 @@ def scores(params, rows):
     return fnn.cross_entropy(logits, labels).mean(), fnn.accuracy(logits, labels).mean()
 
 
-def run(key, cure, *, data, epochs):
-    """Train and look at the validation rows after each epoch, and keep the best parameters."""
+def run(key, strengths, *, train, valid, epochs):
+    """Losses after each epoch; the last parameters, and those of the lowest validation loss."""
     init_key, fit_key = jax.random.split(key)
-    strengths = STRENGTHS[cure]
     optimizer = fnn.adam(3e-3)
     step = fnn.make_train_step(lambda *args: loss_fn(*args, *strengths), optimizer)
     params = fnn.mlp_init(init_key, (64, 128, 128, 10), w_init=fnn.kaiming_normal)
 
     def epoch(carry, _):
         ts, best, lowest = carry
-        ts, _ = fnn.fit(step, ts, data.train, fit_key, epochs=1, batch_size=20)
-        loss, _ = scores(ts.params, data.valid)
-        train_loss, _ = scores(ts.params, data.train)
+        ts, _ = fnn.fit(step, ts, train, fit_key, epochs=1, batch_size=20)
+        loss, _ = scores(ts.params, valid)
         best = jax.tree.map(lambda new, old: jnp.where(loss < lowest, new, old), ts.params, best)
-        history = {"loss": loss, "train_loss": train_loss}
-        return (ts, best, jnp.minimum(loss, lowest)), history
+        return (ts, best, jnp.minimum(loss, lowest)), (loss, scores(ts.params, train)[0])
 
     start = (fnn.train_init(params, optimizer), params, jnp.inf)
-    (ts, best, _), history = jax.lax.scan(epoch, start, length=epochs)
-    return history, scores(ts.params, data.test), scores(best, data.test)
+    (ts, best, _), losses = jax.lax.scan(epoch, start, length=epochs)
+    return losses, (ts.params, best)
 
 
 def main(quick: bool = False, out: Path = Path("out")) -> None:
     """Train with every cure from several seeds; draw the losses side by side."""
+    jax.config.update("jax_num_cpu_devices", cores())  # each trains its share of the runs
     epochs, seeds = (10, 1) if quick else (150, 5)
     digits = fnn.datasets.digits()
-    data = digits._replace(train=fnn.data.take(digits.train, jnp.arange(100)))
+    train = fnn.data.take(digits.train, np.arange(100))
     keys = jax.random.split(jax.random.key(0), seeds)
-    cures = {"cure": jnp.arange(len(CURES))}
-    history, last, best = fnn.sweep(partial(run, data=data, epochs=epochs), keys, cures)
-    loss = history["loss"].mean(0)
+    points = [(cure, point) for cure, points in CURES.items() for point in points]
+    strengths = jnp.array([point for _, point in points], float)
+    of_run = partial(run, train=train, valid=digits.valid, epochs=epochs)
+    losses, params = fnn.sweep(of_run, keys, {"strengths": strengths})
+    loss, train_loss = (np.asarray(each).mean(0) for each in losses)  # [points, epochs]
+
+    def lowest(i):
+        return loss[i].min()
+
+    numbers = {cure: [i for i, (name, _) in enumerate(points) if name == cure] for cure in CURES}
+    chosen = np.array([min(of_cure, key=lowest) for of_cure in numbers.values()])
+    params = jax.tree.map(lambda leaf: leaf[:, chosen], params)
+    each = jax.jit(jax.vmap(jax.vmap(partial(scores, rows=digits.test))))
+    last, best = (np.asarray(each(p)) for p in params)  # [loss and accuracy, seeds, cures]
+
     figure = Figure(figsize=(10.5, 4.4), layout="constrained", dpi=110)
     by_epoch, by_cure = figure.subplots(1, 2)
-    print("                    validation loss         test accuracy")
-    print("                    lowest   epoch    end   end     stopped early")
-    for i, (cure, colour) in enumerate(zip(CURES, COLOURS, strict=False)):
-        ends = f"{100 * last[1][:, i].mean():.1f} %  {100 * best[1][:, i].mean():.1f} %"
-        print(f"{cure:20}{loss[i].min():6.3f}{loss[i].argmin() + 1:8}{loss[i, -1]:7.3f}   {ends}")
+    print("                               validation loss          test accuracy")
+    print("                    strength   lowest   epoch    end    end     stopped early")
+    ticks = []
+    for k, (cure, i, colour) in enumerate(
+        zip(CURES, chosen, COLOURS[-1:] + COLOURS[:-1], strict=False)
+    ):
+        strength = ", ".join(f"{s:g}" for s in points[i][1] if s)
+        ticks.append("\n".join([*cure.replace("augmentation", "augm.").split(" + "), strength]))
+        ends = f"{100 * last[1, :, k].mean():.1f} %  {100 * best[1, :, k].mean():.1f} %"
+        print(f"{cure:20}{strength:12}{lowest(i):5.3f}", end="")
+        print(f"{loss[i].argmin() + 1:8}{loss[i, -1]:8.3f}   {ends}")
         by_epoch.plot(range(1, epochs + 1), loss[i], color=colour, label=cure)
-        for x, scored, marker in ((i - 0.12, last, "o"), (i + 0.12, best, "D")):
+        for x, scored, marker in ((k - 0.15, last, "o"), (k + 0.15, best, "D")):
             look = {"color": colour, "alpha": 0.6, "markersize": 5}
-            by_cure.plot([x] * seeds, scored[0][:, i], marker, **look)
-    look = {"color": COLOURS[0], "ls": ":", "label": "no cure, training rows"}
-    by_epoch.plot(range(1, epochs + 1), history["train_loss"].mean(0)[0], **look)
+            by_cure.plot([x] * seeds, scored[0, :, k], marker, **look)
+    look = {"color": COLOURS[-1], "ls": ":", "label": "no cure, training rows"}
+    by_epoch.plot(range(1, epochs + 1), train_loss[0], **look)
     by_epoch.set(xlabel="epoch", ylabel="loss (nats)", ylim=(0, 0.8))
     by_epoch.set_title("Loss on the validation rows")
     by_epoch.legend(frameon=False, fontsize=9)
     by_cure.plot([], [], "o", color="0.4", label=f"after {epochs} epochs")
     by_cure.plot([], [], "D", color="0.4", label="stopped early")
-    by_cure.set_xticks(range(len(CURES)), [cure.replace(" + ", " +\n") for cure in CURES])
+    by_cure.set_xticks(range(len(CURES)), ticks)
     by_cure.tick_params("x", labelsize=8)
     by_cure.set(ylabel="loss (nats)", title=f"Loss on the test rows ({seeds} seeds)")
     by_cure.legend(frameon=False)

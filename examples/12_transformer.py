@@ -42,35 +42,18 @@ def init(key, vocab, dim, blocks):
     }
 
 
-def inputs(params, ids):
-    """int [batch, time] -> what enters each block and what leaves the last, [batch, time, dim]."""
-    xs, positions = [fnn.embed(params["embed"], ids)], jnp.arange(ids.shape[1])
-    for block in params["blocks"].values():
-        xs.append(fnn.transformer_block(block, xs[-1], causal=True, positions=positions))
-    return xs
-
-
 def apply(params, ids):
     """int [batch, time] -> logits [batch, time, vocab] of what comes after each character."""
-    return fnn.dense(params["logits"], fnn.layer_norm(params["norm"], inputs(params, ids)[-1]))
+    x, positions = fnn.embed(params["embed"], ids), jnp.arange(ids.shape[1])
+    for block in params["blocks"].values():
+        x = fnn.transformer_block(block, x, causal=True, positions=positions)
+    return fnn.dense(params["logits"], fnn.layer_norm(params["norm"], x))
 
 
 def attention_weights(params, ids):
     """int [time] -> [blocks, heads, time, time]: how much each character looks at those before."""
-    positions = jnp.arange(len(ids))
-
-    def of_block(params, x):
-        x = fnn.layer_norm(params["attention_norm"], x)
-        q, k = (
-            fnn.rotary(jnp.einsum("ti,ihd->thd", x, p["w"]) + p["b"], positions)
-            for p in (params["attention"]["query"], params["attention"]["key"])
-        )
-        scores = jnp.einsum("thd,shd->hts", q, k) * (1 / math.sqrt(q.shape[-1]))
-        past = jnp.tri(len(ids), dtype=bool)
-        return fnn.softmax(jnp.where(past, scores, -jnp.inf))
-
-    blocks, xs = params["blocks"].values(), inputs(params, ids[None])
-    return jnp.stack([of_block(block, x[0]) for block, x in zip(blocks, xs, strict=False)])
+    marked, _ = fnn.diagnostics.capture(apply, measure=lambda x: x)(params, ids[None])
+    return jnp.concatenate([w for name, w in marked.items() if name.startswith("attention")])
 
 
 def bits(params, ids):

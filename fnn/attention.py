@@ -80,7 +80,8 @@ def attention(
     bool, True where may be looked: [batch, time, source], or [batch, heads, time, source], either
     with ones to broadcast, so ``mask[:, None]`` for padding [batch, source]. With `causal` time t
     looks at 0 to t. Where nothing may be looked at, the heads give zero. `positions`, int
-    [time], turn queries and keys by `rotary`. There is no dropout on the attention weights.
+    [time], turn queries and keys by `rotary`. There is no dropout on the attention weights, which
+    `diagnostics.capture` finds as "attention", [batch, heads, time, source].
     """
     source = x if context is None else context
     _check_attention(params, x, source, context is not None and (causal or positions is not None))
@@ -176,6 +177,8 @@ def _project(name: str, params: Params, x: AnyArray) -> Array:
 # By hand, because `jax.nn.dot_product_attention` takes the softmax of float64 in float32, has no
 # float16 on a CPU, and gives a row without an allowed source the mean of all.
 def _weighted_values(q: Array, k: Array, v: Array, mask: AnyArray | None) -> Array:
+    from jax.ad_checkpoint import checkpoint_name  # `import jax` does not load it
+
     scale = 1 / math.sqrt(max(q.shape[-1], 1))
     # Scaled before the product: after it, XLA would fuse the factor into softmax's subtraction of
     # the largest score, unrounded, and scores of 1e30 would overflow.
@@ -185,7 +188,8 @@ def _weighted_values(q: Array, k: Array, v: Array, mask: AnyArray | None) -> Arr
     else:
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
         weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0)
-    return jnp.einsum("bhts,bshd->bthd", weights.astype(v.dtype), v)
+    weights = checkpoint_name(weights.astype(v.dtype), "attention")  # for diagnostics.capture
+    return jnp.einsum("bhts,bshd->bthd", weights, v)
 
 
 def _full_mask(

@@ -1,9 +1,9 @@
 """What goes on inside a net: activations, gradients and updates, layer by layer.
 
 An activation is marked with ``jax.ad_checkpoint.checkpoint_name(x, "hidden")``, which names a
-value and puts nothing into the program; `mlp` marks its hidden layers. `capture` reads the marks
-when asked. Everything here is pure and may run inside the compiled program, with `observe` at
-every step of it.
+value and puts nothing into the program; `mlp` marks its hidden layers, `attention` its weights.
+`capture` reads the marks when asked. Everything here is pure and may run inside the compiled
+program, with `observe` at every step of it.
 """
 
 from collections.abc import Callable, Iterator, Sequence

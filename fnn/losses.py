@@ -50,7 +50,7 @@ def binary_cross_entropy(logits: AnyArray, labels: AnyArray) -> Array:
     _check_same_shape("binary_cross_entropy", "logits", logits, "labels", labels)
     x = wide(logits)
     y = jnp.asarray(labels, x.dtype)
-    losses = -y * jax.nn.log_sigmoid(x) - (1 - y) * jax.nn.log_sigmoid(-x)
+    losses = _surprise(jax.nn.log_sigmoid(x), y) + _surprise(jax.nn.log_sigmoid(-x), 1 - y)
     return losses.astype(logits.dtype)
 
 
@@ -76,11 +76,11 @@ def cross_entropy(logits: AnyArray, labels: AnyArray, *, label_smoothing: float 
         one = known.astype(losses.dtype)
         losses = losses * (one / one)
     else:
-        losses = _expected_surprise(log_p, labels.astype(log_p.dtype))
+        losses = _surprise(log_p, labels.astype(log_p.dtype)).sum(-1)
     if not (isinstance(label_smoothing, (int, float)) and label_smoothing == 0):
         smoothing = jnp.asarray(label_smoothing, log_p.dtype)
         uniform = jnp.full_like(log_p, 1 / classes)
-        losses = (1 - smoothing) * losses + smoothing * _expected_surprise(log_p, uniform)
+        losses = (1 - smoothing) * losses + smoothing * _surprise(log_p, uniform).sum(-1)
     return losses.astype(logits.dtype)
 
 
@@ -114,10 +114,10 @@ def check_labels(labels: ArrayLike, classes: int) -> None:
         )
 
 
-def _expected_surprise(log_p: Array, q: Array) -> Array:
-    # A class of probability 0 costs nothing, however impossible the logits make it.
-    counted = q != 0
-    return -jnp.where(counted, q * jnp.where(counted, log_p, 0), 0).sum(-1)
+def _surprise(log_p: Array, q: Array) -> Array:
+    """-q log p, and 0 where q is 0 even of what is impossible."""
+    never = (q == 0) & jnp.isinf(log_p)
+    return -q * jnp.where(never, 0, log_p)
 
 
 def _difference(name: str, predictions: AnyArray, targets: AnyArray) -> Array:

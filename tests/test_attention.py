@@ -219,6 +219,18 @@ def test_the_example_with_learned_positions_runs_and_depends_on_order():
 # --- the block ----------------------------------------------------------------------------------
 
 
+def test_capture_finds_the_weights():
+    params, x = fnn.transformer_block_init(KEY, 4, 2), jax.random.normal(KEY, (3, 5, 4))
+    block = functools.partial(fnn.transformer_block, causal=True)
+    seen, y = fnn.diagnostics.capture(block, measure=lambda x: x)(params, x)
+    assert list(seen) == ["attention", "layer_0"]
+    chex.assert_trees_all_close(y, block(params, x), rtol=1e-6)
+    weights = np.asarray(seen["attention"])
+    assert weights.shape == (3, 2, 5, 5)
+    assert not np.triu(weights, 1).any()
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+
+
 def test_dropout_draws_thrice_and_only_with_a_key():
     params, x = fnn.transformer_block_init(KEY, 32, 2), sequence(dim=32)
     y = block(params, x, rate=0.5)

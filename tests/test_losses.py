@@ -131,6 +131,21 @@ def test_a_masked_logit_costs_nothing():
         assert np.isfinite(grad).all()
 
 
+def test_certainty_that_is_right_costs_nothing_and_wrong_all():
+    x, y = jnp.array([jnp.inf, -jnp.inf, jnp.inf, -jnp.inf]), jnp.array([1, 0, 0, 1])
+    np.testing.assert_array_equal(fnn.binary_cross_entropy(x, y), [0, 0, np.inf, np.inf])
+    grads = jax.grad(lambda x: fnn.binary_cross_entropy(x, y).sum())(x)
+    np.testing.assert_array_equal(grads, [0, 0, 1, -1])
+
+
+def test_derivatives_by_the_labels_are_surprises_at_zero_too():
+    q = jnp.array([1.0, 0, 0, 0])
+    by_q = jax.grad(lambda q: fnn.cross_entropy(LOGITS[0], q))(q)
+    np.testing.assert_allclose(by_q, -jax.nn.log_softmax(LOGITS[0]), rtol=1e-6)
+    by_y = jax.grad(fnn.binary_cross_entropy, 1)(jnp.float32(2), jnp.float32(0))
+    np.testing.assert_allclose(by_y, -2, rtol=1e-6)
+
+
 def test_binary_cross_entropy_is_its_formula():
     x = RNG.normal(size=20) * 3
     for y in (RNG.integers(0, 2, 20), RNG.uniform(size=20)):
