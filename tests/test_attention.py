@@ -1,5 +1,6 @@
 import inspect
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import chex
@@ -221,7 +222,7 @@ def test_the_example_with_learned_positions_runs_and_depends_on_order():
 
 def test_capture_finds_the_weights():
     params, x = fnn.transformer_block_init(KEY, 4, 2), jax.random.normal(KEY, (3, 5, 4))
-    block = functools.partial(fnn.transformer_block, causal=True)
+    block = partial(fnn.transformer_block, causal=True)
     seen, y = fnn.diagnostics.capture(block, measure=lambda x: x)(params, x)
     assert list(seen) == ["attention", "layer_0"]
     chex.assert_trees_all_close(y, block(params, x), rtol=1e-6)
