@@ -7,9 +7,11 @@ network has not seen falls, turns, and rises. Penalties on the weights (L1, L2),
 moved about at random work against it; stopping early takes the best there was on the way.
 
 How strong should a cure be? Each is tried at five strengths, and the one is taken whose loss on
-the validation rows, a mean over seeds, gets lowest, at whatever epoch. That is one rule for all,
-and the test rows are looked at once, after it. A strength is a number, so that all cures,
-strengths and seeds are one sweep.
+the validation rows, a mean over seeds, gets lowest, at whatever epoch: one rule for all, and the
+test rows are looked at once, after it. All cures, strengths and seeds are one sweep. On these 100
+rows dropout and augmentation, even so chosen, get hardly lower than no cure does, and then rise
+as far; L1 and L2 keep the loss down, and L2 with augmentation gets lowest. In accuracy on the
+360 test rows the cures are within 2 points of each other, which is about what chance makes.
 """
 
 from functools import partial
@@ -27,8 +29,10 @@ from fnn.cli import cores
 from fnn.plots import COLOURS
 
 
+UNITS = ("", "", "", " px")  # of a point: L1, L2, dropout's rate, how far images move
+
+
 def grid(l1=(0,), l2=(0,), rate=(0,), pixels=(0,)):
-    """Every combination: strengths of L1 and L2, dropout's rate, how far images move."""
     return list(product(l1, l2, rate, pixels))
 
 
@@ -86,38 +90,40 @@ def main(quick: bool = False, out: Path = Path("out")) -> None:
     digits = fnn.datasets.digits()
     train = fnn.data.take(digits.train, np.arange(100))
     keys = jax.random.split(jax.random.key(0), seeds)
-    points = [(cure, point) for cure, points in CURES.items() for point in points]
-    strengths = jnp.array([point for _, point in points], float)
+    points = [point for of_cure in CURES.values() for point in of_cure]
+    of_point = [cure for cure in CURES for _ in CURES[cure]]
     of_run = partial(run, train=train, valid=digits.valid, epochs=epochs)
-    losses, params = fnn.sweep(of_run, keys, {"strengths": strengths})
+    losses, params = fnn.sweep(of_run, keys, {"strengths": jnp.array(points, float)})
     loss, train_loss = (np.asarray(each).mean(0) for each in losses)  # [points, epochs]
-
-    def lowest(i):
-        return loss[i].min()
-
-    numbers = {cure: [i for i, (name, _) in enumerate(points) if name == cure] for cure in CURES}
-    chosen = np.array([min(of_cure, key=lowest) for of_cure in numbers.values()])
+    order = loss.min(1).argsort()  # and of each cure the first is taken
+    chosen = np.array([next(i for i in order if of_point[i] == cure) for cure in CURES])
     params = jax.tree.map(lambda leaf: leaf[:, chosen], params)
     each = jax.jit(jax.vmap(jax.vmap(partial(scores, rows=digits.test))))
     last, best = (np.asarray(each(p)) for p in params)  # [loss and accuracy, seeds, cures]
 
     figure = Figure(figsize=(10.5, 4.4), layout="constrained", dpi=110)
     by_epoch, by_cure = figure.subplots(1, 2)
-    print("                               validation loss          test accuracy")
-    print("                    strength   lowest   epoch    end    end     stopped early")
+    print(
+        "                                     validation loss       end     test    stopped early"
+    )
+    print(
+        "cure               strength          lowest  epoch  end    loss  accuracy  loss  accuracy"
+    )
     ticks = []
-    for k, (cure, i, colour) in enumerate(
-        zip(CURES, chosen, COLOURS[-1:] + COLOURS[:-1], strict=False)
-    ):
-        strength = ", ".join(f"{s:g}" for s in points[i][1] if s)
-        ticks.append("\n".join([*cure.replace("augmentation", "augm.").split(" + "), strength]))
-        ends = f"{100 * last[1, :, k].mean():.1f} %  {100 * best[1, :, k].mean():.1f} %"
-        print(f"{cure:20}{strength:12}{lowest(i):5.3f}", end="")
-        print(f"{loss[i].argmin() + 1:8}{loss[i, -1]:8.3f}   {ends}")
+    for k, (cure, i) in enumerate(zip(CURES, chosen, strict=True)):
+        strength = ", ".join(f"{s:g}{u}" for s, u in zip(points[i], UNITS, strict=True) if s)
+        ticks.append(f"{cure.replace(' + ', ' +\n')}\n{strength}")
+        row = (
+            f"{cure:19}{strength:16}{loss[i].min():7.3f}{loss[i].argmin() + 1:6}{loss[i, -1]:8.3f}"
+        )
+        for test_loss, accuracy in (last[:, :, k].mean(1), best[:, :, k].mean(1)):
+            row += f"{test_loss:8.3f}{100 * accuracy:6.1f} %"
+        print(row)
+        colour = COLOURS[k - 1]
         by_epoch.plot(range(1, epochs + 1), loss[i], color=colour, label=cure)
-        for x, scored, marker in ((k - 0.15, last, "o"), (k + 0.15, best, "D")):
+        for x, (test_loss, _), marker in ((k - 0.15, last, "o"), (k + 0.15, best, "D")):
             look = {"color": colour, "alpha": 0.6, "markersize": 5}
-            by_cure.plot([x] * seeds, scored[0, :, k], marker, **look)
+            by_cure.plot([x] * seeds, test_loss[:, k], marker, **look)
     look = {"color": COLOURS[-1], "ls": ":", "label": "no cure, training rows"}
     by_epoch.plot(range(1, epochs + 1), train_loss[0], **look)
     by_epoch.set(xlabel="epoch", ylabel="loss (nats)", ylim=(0, 0.8))
@@ -126,7 +132,7 @@ def main(quick: bool = False, out: Path = Path("out")) -> None:
     by_cure.plot([], [], "o", color="0.4", label=f"after {epochs} epochs")
     by_cure.plot([], [], "D", color="0.4", label="stopped early")
     by_cure.set_xticks(range(len(CURES)), ticks)
-    by_cure.tick_params("x", labelsize=8)
+    by_cure.tick_params("x", labelsize=8.5)
     by_cure.set(ylabel="loss (nats)", title=f"Loss on the test rows ({seeds} seeds)")
     by_cure.legend(frameon=False)
     for axes in (by_epoch, by_cure):

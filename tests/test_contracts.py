@@ -9,6 +9,8 @@ import pytest
 
 import fnn
 
+OPTIMIZED = True
+
 
 def python(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -10,6 +10,8 @@ import pytest
 
 import fnn
 
+OPTIMIZED = True
+
 KEY = jax.random.key(0)
 NAN, INF = math.nan, math.inf
 EPOCHS = 8

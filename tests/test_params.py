@@ -136,7 +136,7 @@ def test_global_norm_has_derivatives():
     np.testing.assert_allclose(jax.grad(global_norm)(jnp.array([3.0, 4.0])), [0.6, 0.8], rtol=1e-6)
     with jax.enable_x64(True):
         jax.test_util.check_grads(
-            global_norm, ({"a": jnp.array([3.0, 4.0]), "b": jnp.ones(2)},), order=2
+            jax.jit(global_norm), ({"a": jnp.array([3.0, 4.0]), "b": jnp.ones(2)},), order=2
         )
         assert global_norm([jnp.ones(3), jnp.ones(1, jnp.float32)]).dtype == jnp.float64
 

@@ -12,7 +12,7 @@ RUN = Run(epochs=10, rows=103, batch_size=16)  # 70 steps, 7 an epoch
 
 
 def rates(schedule, n=75):
-    return np.asarray(jax.vmap(schedule)(jnp.arange(n)))
+    return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(n)))
 
 
 def test_lengths():
@@ -50,7 +50,7 @@ def test_schedules_are_optaxs_over_the_run(standard_promotion):
     for name, (ours, theirs) in same.items():
         # Optax's step schedule changes one update later than its boundary.
         halved = 0.1 * 0.5 ** ((n >= 35) * 1 + (n >= 56) * 1)
-        expected = halved if name == "steps" else jax.vmap(theirs)(n)
+        expected = halved if name == "steps" else jax.jit(jax.vmap(theirs))(n)
         np.testing.assert_allclose(rates(ours), expected, rtol=1e-5, atol=1e-9, err_msg=name)
 
 
@@ -81,7 +81,8 @@ def test_history_tells_every_groups_rate_and_optaxs(standard_promotion):
     told = {}
     for name, optimizer in (("groups", groups), ("injected", injected), ("plain", optax.adam(1.0))):
         step = fnn.make_train_step(loss_fn, optimizer)
-        _, metrics = step(fnn.train_init(init(), optimizer), (X, LABELS), KEY)
+        start = jax.jit(lambda optimizer=optimizer: fnn.train_init(init(), optimizer))()
+        _, metrics = jax.jit(step)(start, (X, LABELS), KEY)
         told[name] = {k: float(v) for k, v in metrics.items() if "learning_rate" in k}
     assert told["groups"] == {"**/b/learning_rate": 0.5, "**/learning_rate": 0.25}
     assert told["injected"] == {"learning_rate": 0.125}
