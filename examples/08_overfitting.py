@@ -6,12 +6,13 @@ Too many weights for too few rows: the training loss goes to 0 while the loss on
 network has not seen falls, turns, and rises. Penalties on the weights (L1, L2), dropout and images
 moved about at random work against it; stopping early takes the best there was on the way.
 
-How strong should a cure be? Each is tried at five strengths, and the one is taken whose loss on
-the validation rows, a mean over seeds, gets lowest, at whatever epoch: one rule for all, and the
-test rows are looked at once, after it. All cures, strengths and seeds are one sweep. On these 100
-rows dropout and augmentation, even so chosen, get hardly lower than no cure does, and then rise
-as far; L1 and L2 keep the loss down, and L2 with augmentation gets lowest. In accuracy on the
-360 test rows the cures are within 2 points of each other, which is about what chance makes.
+How strong should a cure be? Each is tried at five strengths, two together at all 25 pairs, and
+the one is taken whose loss on the validation rows, a mean over seeds, gets lowest, at whatever
+epoch: one rule for all, and the test rows are looked at once, after it. All cures, strengths and
+seeds are one sweep. On these 100 rows L1 and L2 keep the loss down. Dropout and augmentation, even
+so chosen, get hardly lower than no cure does and then rise at least as far. L2 with augmentation
+gets lowest, but on the test rows L2 alone is as low after 150 epochs. In accuracy there the cures
+are 2 points apart, and 360 rows tell that with a standard error of 1.5 points.
 """
 
 from functools import partial
@@ -22,32 +23,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 
 import fnn
+from fnn import plots
 from fnn.cli import cores
 from fnn.plots import COLOURS
 
-
 UNITS = ("", "", "", " px")  # of a point: L1, L2, dropout's rate, how far images move
-
-
-def grid(l1=(0,), l2=(0,), rate=(0,), pixels=(0,)):
-    return list(product(l1, l2, rate, pixels))
-
-
 L1 = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 L2 = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 RATES = (0.05, 0.1, 0.2, 0.4, 0.6)
 PIXELS = (0.12, 0.25, 0.5, 0.75, 1)
+NONE = (0,)
 CURES = {
-    "no cure": grid(),
-    "L1": grid(l1=L1),
-    "L2": grid(l2=L2),
-    "dropout": grid(rate=RATES),
-    "augmentation": grid(pixels=PIXELS),
-    "L2 + augmentation": grid(l2=L2, pixels=PIXELS),
+    "no cure": (NONE, NONE, NONE, NONE),
+    "L1": (L1, NONE, NONE, NONE),
+    "L2": (NONE, L2, NONE, NONE),
+    "dropout": (NONE, NONE, RATES, NONE),
+    "augmentation": (NONE, NONE, NONE, PIXELS),
+    "L2 + augmentation": (NONE, L2, NONE, PIXELS),
 }
+POINTS = [(cure, point) for cure, strengths in CURES.items() for point in product(*strengths)]
 
 
 def loss_fn(params, batch, key, l1, l2, rate, pixels):
@@ -88,58 +84,50 @@ def main(quick: bool = False, out: Path = Path("out")) -> None:
     jax.config.update("jax_num_cpu_devices", cores())  # each trains its share of the runs
     epochs, seeds = (10, 1) if quick else (150, 5)
     digits = fnn.datasets.digits()
-    train = fnn.data.take(digits.train, np.arange(100))
+    train = fnn.data.take(digits.train, jnp.arange(100))
     keys = jax.random.split(jax.random.key(0), seeds)
-    points = [point for of_cure in CURES.values() for point in of_cure]
-    of_point = [cure for cure in CURES for _ in CURES[cure]]
+    strengths = jnp.array([point for _, point in POINTS], float)
     of_run = partial(run, train=train, valid=digits.valid, epochs=epochs)
-    losses, params = fnn.sweep(of_run, keys, {"strengths": jnp.array(points, float)})
+    losses, params = fnn.sweep(of_run, keys, {"strengths": strengths})
     loss, train_loss = (np.asarray(each).mean(0) for each in losses)  # [points, epochs]
     order = loss.min(1).argsort()  # and of each cure the first is taken
-    chosen = np.array([next(i for i in order if of_point[i] == cure) for cure in CURES])
+    chosen = np.array([next(i for i in order if POINTS[i][0] == cure) for cure in CURES])
     params = jax.tree.map(lambda leaf: leaf[:, chosen], params)
-    each = jax.jit(jax.vmap(jax.vmap(partial(scores, rows=digits.test))))
-    last, best = (np.asarray(each(p)) for p in params)  # [loss and accuracy, seeds, cures]
+    test = jax.jit(jax.vmap(jax.vmap(partial(scores, rows=digits.test))))
+    last, best = (np.asarray(test(p)) for p in params)  # [loss and accuracy, seeds, cures]
 
-    figure = Figure(figsize=(10.5, 4.4), layout="constrained", dpi=110)
-    by_epoch, by_cure = figure.subplots(1, 2)
-    print(
-        "                                     validation loss       end     test    stopped early"
-    )
-    print(
-        "cure               strength          lowest  epoch  end    loss  accuracy  loss  accuracy"
-    )
+    figure, (by_epoch, by_cure) = plots.subplots(1, 2, width=5.6, height=4.4)
+    print(f"{'validation loss':>58}{'test, at the end':>18}{'stopped early':>18}")
+    heads = f"{'':19}{'strength':15}{'lowest':>9}{'epoch':>7}{'end':>8}"
+    print(heads + f"{'loss':>8}{'accuracy':>10}" * 2)
     ticks = []
     for k, (cure, i) in enumerate(zip(CURES, chosen, strict=True)):
-        strength = ", ".join(f"{s:g}{u}" for s, u in zip(points[i], UNITS, strict=True) if s)
-        ticks.append(f"{cure.replace(' + ', ' +\n')}\n{strength}")
-        row = (
-            f"{cure:19}{strength:16}{loss[i].min():7.3f}{loss[i].argmin() + 1:6}{loss[i, -1]:8.3f}"
-        )
+        pairs = zip(POINTS[i][1], UNITS, strict=True)
+        strength = ", ".join(f"{s:g}{unit}" for s, unit in pairs if s)
+        ticks.append(cure.replace(" + ", " +\n") + "\n" + strength)
+        row = f"{loss[i].min():9.3f}{loss[i].argmin() + 1:7}{loss[i, -1]:8.3f}"
         for test_loss, accuracy in (last[:, :, k].mean(1), best[:, :, k].mean(1)):
-            row += f"{test_loss:8.3f}{100 * accuracy:6.1f} %"
-        print(row)
+            row += f"{test_loss:8.3f}{100 * accuracy:8.1f} %"
+        print(f"{cure:19}{strength:15}{row}")
         colour = COLOURS[k - 1]
         by_epoch.plot(range(1, epochs + 1), loss[i], color=colour, label=cure)
         for x, (test_loss, _), marker in ((k - 0.15, last, "o"), (k + 0.15, best, "D")):
             look = {"color": colour, "alpha": 0.6, "markersize": 5}
             by_cure.plot([x] * seeds, test_loss[:, k], marker, **look)
-    look = {"color": COLOURS[-1], "ls": ":", "label": "no cure, training rows"}
-    by_epoch.plot(range(1, epochs + 1), train_loss[0], **look)
-    by_epoch.set(xlabel="epoch", ylabel="loss (nats)", ylim=(0, 0.8))
-    by_epoch.set_title("Loss on the validation rows")
+    label = "no cure, training rows"
+    by_epoch.plot(range(1, epochs + 1), train_loss[0], ":", color=COLOURS[-1], label=label)
+    by_epoch.set(xlabel="epoch", ylabel="loss on validation rows (nats)", ylim=(0, 0.8))
     by_epoch.legend(frameon=False, fontsize=9)
     by_cure.plot([], [], "o", color="0.4", label=f"after {epochs} epochs")
     by_cure.plot([], [], "D", color="0.4", label="stopped early")
     by_cure.set_xticks(range(len(CURES)), ticks)
-    by_cure.tick_params("x", labelsize=8.5)
-    by_cure.set(ylabel="loss (nats)", title=f"Loss on the test rows ({seeds} seeds)")
+    by_cure.tick_params("x", labelsize=8)
+    by_cure.set(ylabel="loss on test rows (nats)", xlabel=f"cure and strength, {seeds} seeds each")
     by_cure.legend(frameon=False)
     for axes in (by_epoch, by_cure):
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / "08_overfitting.png")
+    plots.save(figure, out / "08_overfitting.png")
     print(f"drawn in {out / '08_overfitting.png'}")
 
 
