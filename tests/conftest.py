@@ -20,15 +20,6 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-@pytest.fixture(autouse=True)
-def compilation(request):
-    """Most tests compile more than they run. Those of a module that says OPTIMIZED, on bits, layouts
-    or what users see, have XLA do as it does for users; for the others it compiles in less time.
-    """
-    optimized = getattr(request.module, "OPTIMIZED", False)
-    jax.config.update("jax_disable_most_optimizations", not optimized)
-
-
 @pytest.fixture
 def standard_promotion():
     """For tests that run Optax's code, some of which adds an int32 to a float."""

@@ -14,8 +14,6 @@ from fnn.compare import OPTIMIZERS, PIECES, Race, Settings, Side, compare_optimi
 from fnn.comparison_plot import draw_comparison
 from fnn.report import findings, mean_and_interval, on_edge, ranked, table, write_json
 
-OPTIMIZED = True
-
 SMALL = Settings(("momentum", "adam"), (0.01, 0.1), seeds=2, epochs=2, hidden=(16,))
 
 

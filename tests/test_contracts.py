@@ -9,8 +9,6 @@ import pytest
 
 import fnn
 
-OPTIMIZED = True
-
 
 def python(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

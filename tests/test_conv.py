@@ -11,8 +11,6 @@ from jax import lax
 import fnn
 from fnn.conv_gradient import Geometry, convolve
 
-OPTIMIZED = True
-
 KEY = jax.random.key(0)
 GOLDEN = Path(__file__).parent / "golden" / "layers.npz"
 LETTERS = "DHW"

@@ -7,8 +7,6 @@ import pytest
 import fnn
 from fnn.cross_validation import Part
 
-OPTIMIZED = True
-
 KEY = jax.random.key(0)
 KEYS = jax.random.split(KEY, 2)
 RNG = np.random.default_rng(0)

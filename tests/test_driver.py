@@ -14,8 +14,6 @@ import pytest
 import fnn
 from fnn import logs
 
-OPTIMIZED = True
-
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(103, 4)).astype(np.float32)

@@ -17,8 +17,6 @@ import pytest
 
 import fnn
 
-OPTIMIZED = True
-
 pytestmark = pytest.mark.usefixtures("standard_promotion")  # of Optax's code
 
 Make = Callable[..., Any]  # learning rate -> optimizer

@@ -10,8 +10,6 @@ import pytest
 
 import fnn
 
-OPTIMIZED = True
-
 KEY = jax.random.key(0)
 NAN, INF = math.nan, math.inf
 EPOCHS = 8

@@ -8,8 +8,6 @@ import fnn
 from tests.table_of_optimizers import OPTIMIZERS
 from tests.test_training import KEY, LABELS, X, run
 
-OPTIMIZED = True
-
 KEYS = jax.random.split(KEY, 3)
 
 

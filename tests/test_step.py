@@ -10,8 +10,6 @@ import pytest
 import fnn
 from tests.test_training import KEY, LABELS, RNG, X, init, loss_fn
 
-OPTIMIZED = True
-
 ADAM = fnn.adam(0.01)
 
 

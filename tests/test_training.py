@@ -13,8 +13,6 @@ import pytest
 import fnn
 from tests.table_of_optimizers import OPTIMIZERS
 
-OPTIMIZED = True
-
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(103, 4)), jnp.float32)
