@@ -2,13 +2,14 @@
 
 python examples/12_transformer.py [--quick]      writes out/12_transformer.png
 
-Two blocks of four heads, as many parameters as the LSTM of 11_characters.py, and trained like it:
-six times over eight tenths of the text, in pieces of 64 characters, at two learning rates. The
-ninth tenth says which rate is taken, and the last is only judged, in bits per character. An LSTM
+Two blocks of four heads, as many parameters as the LSTM of 11_characters.py, and trained like it,
+six times over the text in pieces of 64 characters. Of two learning rates the ninth tenth of the
+text says which is taken, after training on the eight before it; then it is trained on all nine, and
+the last tenth is judged, once, in bits per character: 2.35, where the LSTM's cost 2.34. An LSTM
 reads on for as long as it likes, a transformer looks back 64 characters and no further, so the
 pieces overlap by half there and only the later half is counted: each character is guessed from the
-33 to 64 before it. Positions enter by turning queries and keys (rotary). Set FNN_DATA to where the
-text is, or it is downloaded (1.1 MB).
+33 to 64 before it. Positions enter by turning queries and keys (rotary). Set FNN_DATA to
+where the text is, or it is downloaded (1.1 MB).
 """
 
 import math
@@ -127,20 +128,22 @@ def main(quick: bool = False, out: Path = Path("out")) -> None:
     vocabulary = fnn.datasets.vocabulary(text)
     ids = fnn.datasets.encode(text, vocabulary)
     train, valid, test = np.split(ids, [8 * len(ids) // 10, 9 * len(ids) // 10])
+    key = jax.random.key(0)
     dim, blocks, epochs = (32, 1, 1) if quick else (64, 2, 6)
     options = {"vocab": len(vocabulary), "dim": dim, "blocks": blocks, "epochs": epochs}
-    found = []
+    costs = {}
     for rate in RATES:
         start = time.perf_counter()
-        params, losses = run(jax.random.key(0), train, rate, **options)
-        found.append((cost(params, valid), rate, params))
+        params, losses = run(key, train, rate, **options)
+        costs[rate] = float(cost(params, valid))
         print(
             f"rate {rate}: {fnn.params.count(params):,} parameters, {losses.size:,} steps,"
             f" {losses[-1, -100:].mean():.2f} bits per character in training,"
-            f" {found[-1][0]:.2f} on the ninth tenth, {time.perf_counter() - start:.0f} s"
+            f" {costs[rate]:.2f} on the ninth tenth, {time.perf_counter() - start:.0f} s"
         )
-    _, rate, params = min(found, key=lambda each: each[0])
-    print(f"taken: rate {rate}, {cost(params, test):.2f} bits per character of the last tenth")
+    rate = min(costs, key=costs.__getitem__)
+    params, _ = run(key, np.concatenate([train, valid]), rate, **options)
+    print(f"on all nine at rate {rate}: {cost(params, test):.2f} bits per character of the last")
     prompt = test[:CONTEXT]
     print(f"\nthe prompt, from the held-out text:\n{fnn.datasets.decode(prompt, vocabulary)}")
     for temperature in (0.5, 1.0):
