@@ -234,7 +234,8 @@ def _init(
 
 
 def _step(name: str, cell: Cell, params: Params, carry: Any, x: AnyArray) -> tuple[Any, Array]:
-    carry = cell(carry, _sums(_inputs(name, params, x), params["hidden"]["w"], _h(carry)))
+    recurrent = _affine(f"{name} hidden", {"w": params["hidden"]["w"]}, _h(carry))
+    carry = cell(carry, _sums(_inputs(name, params, x), recurrent))
     return carry, _h(carry)
 
 
@@ -250,7 +251,8 @@ def _layer(
     check_sequence(name, xs, mask, "in")
     _check_input(name, xs, params["input"]["w"])
     _check_carry(name, carry, xs, params["hidden"]["w"])
-    inputs = _inputs(name, params, swapped(blank(mask, xs)))
+    # Products before the axes are swapped: the rows of a batch that is dealt out to devices stay.
+    inputs = swapped(_inputs(name, params, blank(mask, xs)))
     carry, hs = _over_time(cell, reverse, params["hidden"]["w"], inputs, carry, swapped(mask))
     hs = swapped(hs)
     return carry, hs if mask is None else where(mask, hs, jnp.zeros_like(hs))
@@ -266,11 +268,10 @@ def _inputs(name: str, params: Params, x: AnyArray) -> list[Array]:
     return inputs
 
 
-def _sums(inputs: Sequence[Array], w: Array, h: Array) -> list[Array]:
-    """The inputs, h @ w added to as many of them as w has gates."""
-    recurrent = jnp.split(product(h, w), w.shape[-1] // w.shape[0], axis=-1)
-    sums = [a + b for a, b in zip(inputs, recurrent, strict=False)]
-    return [*sums, *inputs[len(recurrent) :]]
+def _sums(inputs: Sequence[Array], recurrent: Array) -> list[Array]:
+    """The inputs, what h gives, [..., gates hidden], added to the first of them."""
+    gates = jnp.split(recurrent, recurrent.shape[-1] // inputs[0].shape[-1], axis=-1)
+    return [*(a + b for a, b in zip(inputs, gates, strict=False)), *inputs[len(gates) :]]
 
 
 def _h(carry: Any) -> Array:
@@ -284,7 +285,7 @@ def _scan(
 
     def step(carry: Any, now: tuple[list[Array], Array | None]) -> tuple[Any, Array]:
         inputs, valid = now
-        new = cell(carry, _sums(inputs, w, _h(carry)))
+        new = cell(carry, _sums(inputs, _h(carry) @ w))
         new = new if valid is None else where(valid, new, carry)
         return new, _h(new)
 
@@ -305,7 +306,8 @@ def _(cell: Cell, reverse: bool, primals: Any, tangents: Any) -> tuple[Any, Any]
     (last, hs), linear = jax.linearize(given_w, inputs, carry)
     first = _h(carry)[None]
     before = jnp.concatenate([hs, first])[1:] if reverse else jnp.concatenate([first, hs])[:-1]
-    return (last, hs), linear(_sums(dinputs, dw, before), dcarry)
+    moved = swapped(product(swapped(before), dw))
+    return (last, hs), linear(_sums(dinputs, moved), dcarry)
 
 
 def _check_carry(name: str, carry: Any, xs: AnyArray, w: Array) -> None:

@@ -168,6 +168,16 @@ def test_a_weights_gradient_is_one_product_after_the_loop(name):
     assert carried.isdisjoint({leaf.shape for leaf in jax.tree.leaves(params)})
 
 
+def test_rows_that_are_dealt_out_to_devices_stay_there():
+    params, optimizer = fnn.lstm_init(KEY, 4, 8), fnn.sgd(0.1)
+    step = fnn.make_train_step(lambda p, xs, key: (fnn.lstm(p, xs)[1] ** 2).mean((1, 2)), optimizer)
+    given = fnn.train_init(params, optimizer), sequence(batch=16), KEY
+    dealt = jax.jit(fnn.data_parallel(step)).lower(*given).compile()
+    for moving in ("all-gather", "all-to-all", "collective-permute"):
+        assert moving not in dealt.as_text()
+    close(dealt(*given)[0].params, jax.jit(step)(*given)[0].params)
+
+
 @every_layer
 def test_two_halves_are_the_whole(name):
     init, _, _, layer = LAYERS[name]
@@ -394,6 +404,11 @@ LSTM = fnn.lstm_init(KEY, 64, 8)
             lambda: fnn.lstm(LSTM, jnp.zeros((4, 5, 64)), fnn.lstm_carry(LSTM, 1)),
             ValueError,
             r"lstm: the carry has shape \(1, 8\), but xs of shape \(4, 5, 64\) expect \[4, hidden\], \(4, 8\)",
+        ),
+        (
+            lambda: fnn.lstm_step(LSTM, (jnp.zeros((4, 5)), jnp.zeros((4, 5))), jnp.zeros((4, 64))),
+            ValueError,
+            r"lstm_step hidden: x has 5 features \(shape \(4, 5\)\), but w expects 8",
         ),
         (
             lambda: fnn.unroll(lambda p, c, x: (c, x), {}, jnp.zeros(3), ()),
