@@ -5,6 +5,7 @@ generator over memory-mapped files, Grain, or anything else one can iterate over
 a call of one compiled program. A thread prepares batches while the device computes.
 """
 
+import atexit
 import itertools
 import json
 import threading
@@ -25,6 +26,10 @@ from fnn.types import Data, Metrics
 
 _IN_FLIGHT = 8  # steps that may wait on the device, so that their batches do not pile up there
 _CHUNK = 256  # steps whose metrics are fetched together
+_CLOSING = 10.0  # seconds that a source is given to return from its batch
+_reading: weakref.WeakKeyDictionary[threading.Thread, tuple[Queue[Any], threading.Event]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def prefetch(
@@ -70,7 +75,7 @@ class Prefetch(Iterator[Data]):
         """Stop reading; a source that does not return from its batch in 10 s is left to it."""
         _drain(self._queue, self._stop)
         if self._thread is not None:
-            self._thread.join(timeout=10)
+            self._thread.join(timeout=_CLOSING)
 
     def get_state(self) -> Any:
         """The source's state after the batch that was handed out last."""
@@ -91,6 +96,7 @@ class Prefetch(Iterator[Data]):
         arguments = (self._source, self._sharding, self._queue, self._stop, x64, device)
         self._thread = threading.Thread(target=_read, args=arguments, daemon=True)
         self._thread.start()
+        _reading[self._thread] = self._queue, self._stop
 
 
 def train_on_batches(
@@ -188,6 +194,14 @@ def _to_device(batch: Data, sharding: Sharding | None) -> Data:
     # file that is not read yet. Waited for, so that a slow transfer holds up the reading.
     own = jax.tree.map(lambda leaf: leaf if isinstance(leaf, Array) else np.array(leaf), batch)
     return jax.block_until_ready(jax.device_put(own, sharding))
+
+
+@atexit.register
+def _close_all() -> None:
+    # A thread that is in the middle of a transfer when Python ends would take the process down.
+    for thread, (queue, stop) in list(_reading.items()):
+        _drain(queue, stop)
+        thread.join(timeout=_CLOSING)
 
 
 def _drain(queue: Queue[Any], stop: threading.Event) -> None:
