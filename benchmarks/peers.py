@@ -1,6 +1,6 @@
 """Claim: fnn's one program never takes longer than the best JAX peer does for the same run, nor
 much more than 1.5 times as long as PyTorch. On 2 CPU cores the best JAX peer takes 2.0 (conv) and
-1.4 times as long (lstm), and fnn 1.5 times as long as PyTorch.
+1.3 times as long (lstm), and fnn 1.5 and 1.6 times as long as PyTorch.
 
 conv: 28x28, two 3x3 convolutions (32, 64), each with batch norm, relu and 2x2 max pooling, two
 dense layers (128, 10), batch 128, 31 steps. lstm: vocabulary 65, embedding 64, hidden 128,
