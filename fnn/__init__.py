@@ -1,132 +1,200 @@
-"""Functional neural networks for JAX: everything is a pure function of plain arrays."""
+"""Functional neural networks for JAX: everything is a pure function of plain arrays.
 
-from fnn import activations as activations
-from fnn import augment as augment
-from fnn import checkpoint as checkpoint
-from fnn import cross_validation as cross_validation
-from fnn import data as data
-from fnn import datasets as datasets
-from fnn import diagnostics as diagnostics
-from fnn import dialects as dialects
-from fnn import initializers as initializers
-from fnn import logs as logs
-from fnn import matrix_optimizers as matrix_optimizers
-from fnn import metrics as metrics
-from fnn import optax_wrappers as optax_wrappers
-from fnn import params as params
-from fnn import plots as plots
-from fnn import pruning as pruning
-from fnn import schedules as schedules
-from fnn.activations import leaky_relu as leaky_relu
-from fnn.activations import relu as relu
-from fnn.activations import sigmoid as sigmoid
-from fnn.activations import softmax as softmax
-from fnn.activations import tanh as tanh
-from fnn.attention import attention as attention
-from fnn.attention import attention_init as attention_init
-from fnn.attention import rotary as rotary
-from fnn.attention import transformer_block as transformer_block
-from fnn.attention import transformer_block_init as transformer_block_init
-from fnn.averaging import averaged as averaged
-from fnn.clipping import adaptive_clip as adaptive_clip
-from fnn.clipping import clip_by_global_norm as clip_by_global_norm
-from fnn.clipping import clip_by_norm as clip_by_norm
-from fnn.clipping import clip_by_value as clip_by_value
-from fnn.conv import conv as conv
-from fnn.conv import conv_init as conv_init
-from fnn.conv import conv_transpose as conv_transpose
-from fnn.conv import conv_transpose_init as conv_transpose_init
-from fnn.cross_validation import cross_validate as cross_validate
-from fnn.cross_validation import k_folds as k_folds
-from fnn.cross_validation import pad_folds as pad_folds
-from fnn.cross_validation import standardizer as standardizer
-from fnn.cross_validation import weighted_mean as weighted_mean
-from fnn.driver import NonFiniteError as NonFiniteError
-from fnn.driver import Result as Result
-from fnn.driver import train as train
-from fnn.early_stopping import EarlyStopping as EarlyStopping
-from fnn.early_stopping import fit_until as fit_until
-from fnn.half_precision import keep_precision as keep_precision
-from fnn.initializers import glorot_normal as glorot_normal
-from fnn.initializers import glorot_uniform as glorot_uniform
-from fnn.initializers import kaiming_normal as kaiming_normal
-from fnn.initializers import kaiming_uniform as kaiming_uniform
-from fnn.initializers import orthogonal as orthogonal
-from fnn.layers import dense as dense
-from fnn.layers import dense_init as dense_init
-from fnn.layers import dropout as dropout
-from fnn.layers import embed as embed
-from fnn.layers import embed_init as embed_init
-from fnn.layers import mlp as mlp
-from fnn.layers import mlp_init as mlp_init
-from fnn.layers import row_keys as row_keys
-from fnn.layers import spatial_dropout as spatial_dropout
-from fnn.layers import split as split
-from fnn.lifting import Optimizer as Optimizer
-from fnn.losses import absolute_error as absolute_error
-from fnn.losses import accuracy as accuracy
-from fnn.losses import binary_cross_entropy as binary_cross_entropy
-from fnn.losses import check_labels as check_labels
-from fnn.losses import cross_entropy as cross_entropy
-from fnn.losses import huber as huber
-from fnn.losses import squared_error as squared_error
-from fnn.matrix_optimizers import adafactor as adafactor
-from fnn.matrix_optimizers import muon as muon
-from fnn.norms import batch_norm as batch_norm
-from fnn.norms import batch_norm_init as batch_norm_init
-from fnn.norms import group_norm as group_norm
-from fnn.norms import group_norm_init as group_norm_init
-from fnn.norms import layer_norm as layer_norm
-from fnn.norms import layer_norm_init as layer_norm_init
-from fnn.norms import rms_norm as rms_norm
-from fnn.norms import rms_norm_init as rms_norm_init
-from fnn.optimizers import adagrad as adagrad
-from fnn.optimizers import adam as adam
-from fnn.optimizers import adamw as adamw
-from fnn.optimizers import lion as lion
-from fnn.optimizers import momentum as momentum
-from fnn.optimizers import nadam as nadam
-from fnn.optimizers import nesterov as nesterov
-from fnn.optimizers import rmsprop as rmsprop
-from fnn.optimizers import sgd as sgd
-from fnn.pooling import avg_pool as avg_pool
-from fnn.pooling import global_avg_pool as global_avg_pool
-from fnn.pooling import global_max_pool as global_max_pool
-from fnn.pooling import max_pool as max_pool
-from fnn.population import sweep as sweep
-from fnn.recurrent import gru as gru
-from fnn.recurrent import gru_carry as gru_carry
-from fnn.recurrent import gru_init as gru_init
-from fnn.recurrent import gru_step as gru_step
-from fnn.recurrent import lstm as lstm
-from fnn.recurrent import lstm_carry as lstm_carry
-from fnn.recurrent import lstm_init as lstm_init
-from fnn.recurrent import lstm_step as lstm_step
-from fnn.recurrent import rnn as rnn
-from fnn.recurrent import rnn_carry as rnn_carry
-from fnn.recurrent import rnn_init as rnn_init
-from fnn.recurrent import rnn_step as rnn_step
-from fnn.replay import replay as replay
-from fnn.sequences import bidirectional as bidirectional
-from fnn.sequences import stacked as stacked
-from fnn.sequences import stacked_init as stacked_init
-from fnn.sequences import unroll as unroll
-from fnn.sharding import data_parallel as data_parallel
-from fnn.step import TrainState as TrainState
-from fnn.step import make_train_step as make_train_step
-from fnn.step import train_init as train_init
-from fnn.stream import position as position
-from fnn.stream import prefetch as prefetch
-from fnn.stream import restore as restore
-from fnn.stream import train_on_batches as train_on_batches
-from fnn.summary import summary as summary
-from fnn.training import check_finite as check_finite
-from fnn.training import evaluate as evaluate
-from fnn.training import fit as fit
-from fnn.transforms import add_weight_decay as add_weight_decay
-from fnn.transforms import apply_updates as apply_updates
-from fnn.transforms import by_path as by_path
-from fnn.transforms import chain as chain
-from fnn.transforms import freeze as freeze
+What a program needs is here, flat. The rest is reached through its wing: ``fnn.nn``, ``fnn.optim``,
+``fnn.data``, ``fnn.training``, ``fnn.checkpoint``, ``fnn.inspect``, ``fnn.compare``.
+"""
+
+from fnn import checkpoint, compare, data, inspect, nn, optim, training
+from fnn.data import augment, datasets
+from fnn.inspect import diagnostics, plots, summary
+from fnn.nn import (
+    absolute_error,
+    accuracy,
+    attention,
+    attention_init,
+    avg_pool,
+    batch_norm,
+    batch_norm_init,
+    binary_cross_entropy,
+    conv,
+    conv_init,
+    cross_entropy,
+    dense,
+    dense_init,
+    dropout,
+    embed,
+    embed_init,
+    glorot_uniform,
+    gru,
+    gru_init,
+    huber,
+    kaiming_normal,
+    layer_norm,
+    layer_norm_init,
+    lstm,
+    lstm_init,
+    max_pool,
+    metrics,
+    mlp,
+    mlp_init,
+    params,
+    relu,
+    rnn,
+    rnn_init,
+    sigmoid,
+    softmax,
+    split,
+    squared_error,
+    tanh,
+    transformer_block,
+    transformer_block_init,
+)
+from fnn.optim import (
+    Optimizer,
+    adafactor,
+    adagrad,
+    adam,
+    adamw,
+    apply_updates,
+    averaged,
+    by_path,
+    chain,
+    clip_by_global_norm,
+    dialects,
+    freeze,
+    keep_precision,
+    lion,
+    momentum,
+    muon,
+    nadam,
+    nesterov,
+    optax_wrappers,
+    pruning,
+    rmsprop,
+    schedules,
+    sgd,
+)
+from fnn.training import (
+    EarlyStopping,
+    check_finite,
+    cross_validate,
+    data_parallel,
+    evaluate,
+    fit,
+    fit_until,
+    k_folds,
+    logs,
+    make_train_step,
+    predict,
+    replay,
+    sweep,
+    train,
+    train_on_batches,
+    use_all_cores,
+)
 
 __version__ = "0.1.0"
+
+# Grouped by wing; a name that is not here is in its wing.
+__all__ = [  # noqa: RUF022
+    # layers, activations, initializers, losses
+    "nn",
+    "absolute_error",
+    "accuracy",
+    "attention",
+    "attention_init",
+    "avg_pool",
+    "batch_norm",
+    "batch_norm_init",
+    "binary_cross_entropy",
+    "conv",
+    "conv_init",
+    "cross_entropy",
+    "dense",
+    "dense_init",
+    "dropout",
+    "embed",
+    "embed_init",
+    "glorot_uniform",
+    "gru",
+    "gru_init",
+    "huber",
+    "kaiming_normal",
+    "layer_norm",
+    "layer_norm_init",
+    "lstm",
+    "lstm_init",
+    "max_pool",
+    "metrics",
+    "mlp",
+    "mlp_init",
+    "params",
+    "relu",
+    "rnn",
+    "rnn_init",
+    "sigmoid",
+    "softmax",
+    "split",
+    "squared_error",
+    "tanh",
+    "transformer_block",
+    "transformer_block_init",
+    # optimizers, and what goes around them
+    "optim",
+    "Optimizer",
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adamw",
+    "apply_updates",
+    "averaged",
+    "by_path",
+    "chain",
+    "clip_by_global_norm",
+    "dialects",
+    "freeze",
+    "keep_precision",
+    "lion",
+    "momentum",
+    "muon",
+    "nadam",
+    "nesterov",
+    "optax_wrappers",
+    "pruning",
+    "rmsprop",
+    "schedules",
+    "sgd",
+    # rows
+    "data",
+    "augment",
+    "datasets",
+    # runs
+    "training",
+    "EarlyStopping",
+    "check_finite",
+    "cross_validate",
+    "data_parallel",
+    "evaluate",
+    "fit",
+    "fit_until",
+    "k_folds",
+    "logs",
+    "make_train_step",
+    "predict",
+    "replay",
+    "sweep",
+    "train",
+    "train_on_batches",
+    "use_all_cores",
+    # files, pictures, the instrument
+    "checkpoint",
+    "inspect",
+    "diagnostics",
+    "plots",
+    "summary",
+    "compare",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,239 @@
+"""The norm of a tree, and which of its leaves is not finite.
+
+On a CPU or a TPU the usual case is one pass over joined leaves, and the rest a branch. On a GPU,
+whose host would wait for a branch, all of it is one reduction: there the number of kernels counts.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from fnn._base._branch import seldom
+from fnn._base._numerics import safe_divide, wide
+from fnn._base._types import Params
+
+
+@jax.custom_jvp
+def global_norm(tree: Params) -> Array:
+    """The Euclidean norm of all leaves together, as one scalar; 0 for an empty tree.
+
+    Half precision is summed in float32. If the sum of squares overflows or vanishes, the squares
+    are summed again to another scale, so the norm is right for float32 gradients from 1e-38 to
+    1e38. NaN if a value is NaN, else inf if a value is inf. The derivative at zero is 0.
+    A complex number counts by its distance from 0.
+    """
+    leaves = [leaf for leaf in _alike(tree) if leaf.size]
+    if not leaves:
+        return jnp.zeros((), jnp.float32)
+
+    def in_one_pass(leaves: list[Array]) -> Array:
+        groups = [_joined([leaves[i] for i in group]) for group in _groups(leaves)]
+        return _norm_of(*_together([_reduced(_squares(x), []) for x in groups], 3))
+
+    return lax.platform_dependent(
+        leaves, cuda=in_one_pass, rocm=in_one_pass, default=_norm_by_branch
+    )
+
+
+@global_norm.defjvp
+def _(primals: tuple[Params], tangents: tuple[Params]) -> tuple[Array, Array]:
+    norm = global_norm(*primals)
+    return norm, _derivative(norm, *primals, *tangents)
+
+
+def _derivative(norm: Array, tree: Params, moves: Params) -> Array:
+    still = jax.dtypes.float0  # the tangent of an integer
+    moves = jax.tree.map(lambda x, dx: jnp.zeros_like(x) if dx.dtype == still else dx, tree, moves)
+    each = zip(_alike(tree), _alike(moves), strict=True)
+    along = [jnp.sum(safe_divide(leaf, norm) * move) for leaf, move in each]
+    return sum(along, jnp.zeros_like(norm))
+
+
+def _norm_by_branch(leaves: list[Array]) -> Array:
+    small, large = _small_and_large(leaves)
+    parts = [_joined([leaves[i] for i in small])] if small else []
+    parts += [leaves[i] for i in large]
+    squares = _sum_of_squares(parts)
+
+    def again(parts: list[Array], squares: Array) -> Array:
+        scaled = (
+            _sum_of_squares([_scaled(part, exponent) for part in parts]) for exponent in (-1, 1)
+        )
+        return _norm_of(squares, *scaled)
+
+    return seldom(~_fits(squares), jnp.sqrt(squares), again, parts, squares)
+
+
+def _norm_of(squares: Array, down: Array, up: Array) -> Array:
+    """The root of that sum which neither overflowed nor vanished."""
+    k = jnp.asarray(2.0 ** _exponent(squares.dtype), squares.dtype)
+    scaled = jnp.where(squares < 1, jnp.sqrt(up) / k, jnp.sqrt(down) * k)
+    return jnp.where(_fits(squares), jnp.sqrt(squares), scaled)
+
+
+def _fits(squares: Array) -> Array:
+    """Whether the sum of squares neither overflowed nor lost digits among the smallest numbers."""
+    end = jnp.finfo(squares.dtype)
+    return (squares < jnp.inf) & (squares > end.smallest_normal / end.eps)
+
+
+def _exponent(dtype: Any) -> int:
+    """k of the scale 2^k: numbers times 2^-k or 2^k have squares that fit."""
+    return jnp.finfo(dtype).maxexp * 5 // 8
+
+
+def _scaled(x: Array, sign: int) -> Array:
+    # Clipped, so that XLA does not square numbers and scale apart, as it may if one is a constant.
+    end = jnp.finfo(x.dtype).max
+    return jnp.clip(x * jnp.asarray(2.0 ** (sign * _exponent(x.dtype)), x.dtype), -end, end)
+
+
+def _sum_of_squares(parts: list[Array]) -> Array:
+    return sum((jnp.sum(jnp.square(part)) for part in parts[1:]), jnp.sum(jnp.square(parts[0])))
+
+
+class Seen(NamedTuple):
+    """A norm, and the numbers of the first leaves that are not finite; how many leaves if none."""
+
+    norm: Array  # of the gradient
+    is_finite: Array  # whether the norm is
+    square_is_finite: Array  # whether its square is
+    gradient: Array
+    square: Array  # the square of the gradient, times how many numbers it has
+    parameter: Array
+
+
+@jax.custom_jvp
+def seen(grads: Sequence[Array], params: Sequence[Array]) -> Seen:
+    """The norm of `grads`, and on a GPU what else there is to see in one pass.
+
+    `params` have the shapes of `grads`. On other devices nobody has looked at the leaves: there the
+    numbers say that all are finite, and `leaf_by_leaf` looks.
+    """
+    none = jnp.int32(len(grads))
+
+    def in_one_pass(grads: list[Array], params: list[Array]) -> Seen:
+        size = sum(leaf.size for leaf in grads)
+
+        def of(group: list[int]) -> Any:
+            number = _joined([jnp.full(grads[i].shape, i, jnp.int32) for i in group])
+            g, p = (_joined([leaves[i] for i in group]) for leaves in (grads, params))
+            where = [jnp.where(jnp.isfinite(x), none, number) for x in (g, jnp.square(g) * size, p)]
+            return _reduced(_squares(g), where)
+
+        squares, down, up, gradient, square, parameter = _together(
+            [of(group) for group in _groups(grads)], 3
+        )
+        # Of the sums, not of the norm: its roots would be taken again wherever this is asked.
+        end = jnp.finfo(squares.dtype).max
+        largest = jnp.square(_scaled(jnp.asarray(end), -1))
+        norm = _norm_of(squares, down, up)
+        return Seen(norm, down <= largest, squares <= end, gradient, square, parameter)
+
+    def norm_alone(grads: list[Array], params: list[Array]) -> Seen:
+        norm = _norm_by_branch(grads)
+        fits = jnp.isfinite(jnp.square(norm))
+        return Seen(norm, jnp.isfinite(norm), fits, none, none, none)
+
+    grads, params = _alike(grads), _alike(params)
+    if not sum(leaf.size for leaf in grads):
+        yes = jnp.array(True)
+        return Seen(jnp.zeros((), jnp.float32), yes, yes, none, none, none)
+    return lax.platform_dependent(
+        grads, params, cuda=in_one_pass, rocm=in_one_pass, default=norm_alone
+    )
+
+
+@seen.defjvp
+def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Seen, Seen]:
+    found = seen(*primals)
+    still = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), found)
+    return found, still._replace(norm=_derivative(found.norm, primals[0], tangents[0]))
+
+
+def leaf_by_leaf(found: Seen, grads: Sequence[Array], params: Sequence[Array]) -> Seen:
+    """The same with the numbers of the leaves, on every device."""
+    grads, params = _alike(grads), _alike(params)
+    size = sum(leaf.size for leaf in grads)
+    squares = [jnp.square(leaf) * size for leaf in grads]
+    gradient, square, parameter = map(_first_not_finite, (grads, squares, params))
+    return found._replace(gradient=gradient, square=square, parameter=parameter)
+
+
+def _groups(leaves: Sequence[Array]) -> list[list[int]]:
+    """The numbers of the leaves, in parts that are joined for one reduction.
+
+    XLA reads up to 24 where they are; of more it makes a copy first.
+    """
+    numbers = list(range(len(leaves)))
+    return [numbers[i : i + 24] for i in range(0, len(numbers), 24)]
+
+
+def _squares(x: Array) -> tuple[Array, ...]:
+    return tuple(map(jnp.square, (x, _scaled(x, -1), _scaled(x, 1))))
+
+
+def _reduced(sums: Sequence[Array], least: Sequence[Array]) -> Any:
+    """The sums of some vectors and the least numbers of others, as one reduction."""
+    zeros = [jnp.zeros((), x.dtype) for x in sums]
+    largest = [jnp.array(jnp.iinfo(x.dtype).max, x.dtype) for x in least]
+
+    def both(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, ...]:
+        return _together([a, b], len(sums))
+
+    return lax.reduce((*sums, *least), (*zeros, *largest), both, (0,))
+
+
+def _together(parts: Sequence[tuple[Array, ...]], sums: int) -> tuple[Array, ...]:
+    """The sums of the first numbers of each part, the least of the others."""
+    columns = zip(*parts, strict=True)
+    each = (
+        functools.reduce(jnp.add if i < sums else jnp.minimum, x) for i, x in enumerate(columns)
+    )
+    return tuple(each)
+
+
+def _joined(leaves: Sequence[Array]) -> Array:
+    return jnp.concatenate([leaf.ravel() for leaf in leaves])
+
+
+SMALL = 2**15  # numbers in a leaf that is cheaper to copy than to pass over alone
+
+
+def _small_and_large(leaves: Sequence[Array]) -> tuple[list[int], list[int]]:
+    """The numbers of the leaves that are cheaper joined to one, and of those that are not.
+
+    Kernels cost more than copies of what is small.
+    """
+    numbers = range(len(leaves))
+    small = [i for i in numbers if leaves[i].size <= SMALL]
+    return small, [i for i in numbers if leaves[i].size > SMALL]
+
+
+def _first_not_finite(leaves: list[Array]) -> Array:
+    small, large = _small_and_large(leaves)
+    found = [jnp.where(jnp.isfinite(leaves[i]).all(), len(leaves), jnp.int32(i)) for i in large]
+    if small:
+        x = _joined([leaves[i] for i in small])
+        places = jnp.arange(x.size, dtype=jnp.int32)
+        place = jnp.min(jnp.where(jnp.isfinite(x), x.size, places), initial=x.size)
+        ends = np.cumsum([leaves[i].size for i in small], dtype=np.int32)
+        number = jnp.sum(place >= ends, dtype=jnp.int32)
+        found.append(jnp.asarray([*small, len(leaves)], jnp.int32)[number])
+    return jnp.min(jnp.stack(found)) if found else jnp.zeros((), jnp.int32)
+
+
+def _alike(tree: Params) -> list[Array]:
+    """The leaves in the widest of their dtypes, float32 at least; complex ones as two parts."""
+    leaves = [_parts(wide(leaf)) for leaf in jax.tree.leaves(tree)]
+    dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.itemsize, default=None)
+    return [leaf.astype(dtype) for leaf in leaves]
+
+
+def _parts(x: Array) -> Array:
+    return jnp.stack([x.real, x.imag]) if jnp.iscomplexobj(x) else x
