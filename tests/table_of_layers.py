@@ -63,15 +63,15 @@ def batch_norm(params, x):
 
 
 def spatial_dropout(params, x):
-    return fnn.spatial_dropout(jax.random.key(DROPOUT_KEY), x, rate=0.5)
+    return fnn.nn.spatial_dropout(jax.random.key(DROPOUT_KEY), x, rate=0.5)
 
 
 def dropout_of_rows(params, x):
-    return fnn.dropout(fnn.row_keys(jax.random.key(DROPOUT_KEY), len(x)), x, rate=0.5)
+    return fnn.dropout(fnn.nn.row_keys(jax.random.key(DROPOUT_KEY), len(x)), x, rate=0.5)
 
 
 def mlp_with_dropout_of_rows(params, x):
-    keys = fnn.row_keys(jax.random.key(DROPOUT_KEY), len(x))
+    keys = fnn.nn.row_keys(jax.random.key(DROPOUT_KEY), len(x))
     return fnn.mlp(params, x, key=keys, rate=0.5)
 
 
@@ -97,8 +97,8 @@ LAYERS = [
     Layer("conv in groups", *conv(2, groups=2, padding=1), (3, 2, 2), (4, 3, 4)),
     Layer(
         "conv_transpose",
-        lambda k, **o: fnn.conv_transpose_init(k, 2, 4, 3, **o),
-        partial(fnn.conv_transpose, stride=2),
+        lambda k, **o: fnn.nn.conv_transpose_init(k, 2, 4, 3, **o),
+        partial(fnn.nn.conv_transpose, stride=2),
         (2, 3, 2),
         (4, 6, 4),
     ),
@@ -110,16 +110,16 @@ LAYERS = [
         (6, 2),
         (3, 2),
     ),
-    Layer("global_max_pool", no_params, rowwise(lambda p, x: fnn.global_max_pool(x), 3, 2, 2), (3, 2, 2), (2,)),
+    Layer("global_max_pool", no_params, rowwise(lambda p, x: fnn.nn.global_max_pool(x), 3, 2, 2), (3, 2, 2), (2,)),
     Layer("layer_norm", lambda k, **o: fnn.layer_norm_init(4, **o), fnn.layer_norm, (3, 4), (3, 4)),
     Layer(
         "group_norm",
-        lambda k, **o: fnn.group_norm_init(4, **o),
-        rowwise(partial(fnn.group_norm, groups=2), 3, 4),
+        lambda k, **o: fnn.nn.group_norm_init(4, **o),
+        rowwise(partial(fnn.nn.group_norm, groups=2), 3, 4),
         (3, 4),
         (3, 4),
     ),
-    Layer("rms_norm", lambda k, **o: fnn.rms_norm_init(4, **o), fnn.rms_norm, (4,), (4,)),
+    Layer("rms_norm", lambda k, **o: fnn.nn.rms_norm_init(4, **o), fnn.nn.rms_norm, (4,), (4,)),
     Layer("lstm", lambda k, **o: fnn.lstm_init(k, 4, 3, **o), over_time(fnn.lstm), (5, 4), (5, 3)),
     Layer("gru", lambda k, **o: fnn.gru_init(k, 4, 3, **o), over_time(fnn.gru), (5, 4), (5, 3)),
     Layer(

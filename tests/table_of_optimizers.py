@@ -14,7 +14,7 @@ class Row(NamedTuple):
     formula: Callable[..., np.ndarray]  # (rate, **arguments) -> step(p, g) -> p, in NumPy
 
     def make(self, learning_rate: Any, **changed: Any) -> fnn.Optimizer:
-        return getattr(fnn, self.name)(learning_rate, **{**self.arguments, **changed})
+        return getattr(fnn.optim, self.name)(learning_rate, **{**self.arguments, **changed})
 
     def make_optax(self, learning_rate: Any, **changed: Any) -> Any:
         make = getattr(fnn.optax_wrappers, self.name)
@@ -86,7 +86,7 @@ def adamw(rate, b1, b2, eps, weight_decay=0.0):
     return step
 
 
-def nadam(rate, b1, b2, eps):
+def nadamw(rate, b1, b2, eps, weight_decay=0.0):
     m = v = t = 0
 
     def step(p, g):
@@ -95,7 +95,7 @@ def nadam(rate, b1, b2, eps):
         m = b1 * m + (1 - b1) * g
         v = b2 * v + (1 - b2) * g * g
         m_hat = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
-        return p - rate * m_hat / (np.sqrt(v / (1 - b2**t)) + eps)
+        return p - rate * (m_hat / (np.sqrt(v / (1 - b2**t)) + eps) + weight_decay * p)
 
     return step
 
@@ -112,14 +112,81 @@ def lion(rate, b1, b2, weight_decay):
     return step
 
 
+def ademamix(rate, b1, b2, b3, alpha, eps, weight_decay):
+    fast = slow = v = t = 0
+
+    def step(p, g):
+        nonlocal fast, slow, v, t
+        t += 1
+        fast = b1 * fast + (1 - b1) * g
+        slow = b3 * slow + (1 - b3) * g
+        v = b2 * v + (1 - b2) * g * g
+        direction = (fast / (1 - b1**t) + alpha * slow) / (np.sqrt(v / (1 - b2**t)) + eps)
+        return p - rate * (direction + weight_decay * p)
+
+    return step
+
+
+def schedule_free_sgd(rate, b1, weight_decay):
+    """At a constant rate every step has the same weight: x is the mean of all z."""
+    z, zs = None, []
+
+    def step(y, g):
+        nonlocal z
+        z = (y if z is None else z) - rate * (g + weight_decay * y)
+        zs.append(z)
+        return (1 - b1) * z + b1 * np.mean(zs, 0)
+
+    return step
+
+
+def schedule_free_adamw(rate, b1, b2, eps, weight_decay):
+    v = t = 0
+    walk = schedule_free_sgd(rate, b1, weight_decay)
+
+    def step(y, g):
+        nonlocal v, t
+        t += 1
+        v = b2 * v + (1 - b2) * g * g
+        return walk(y, g / (np.sqrt(v / (1 - b2**t)) + eps))
+
+    return step
+
+
+def prodigy(rate, b1, b2, eps, weight_decay, d0, d_coef=1.0, correct=True):
+    m = v = s = r = t = 0
+    d, first = d0, None
+
+    def step(p, g):
+        nonlocal m, v, s, r, t, d, first
+        t += 1
+        first = p if first is None else first
+        delta = d * rate * (np.sqrt(1 - b2**t) / (1 - b1**t) if correct else 1)
+        m = b1 * m + (1 - b1) * d * g
+        v = b2 * v + (1 - b2) * d * d * g * g
+        r = b2**0.5 * r + d / d0 * delta * np.sum(g * (first - p))
+        s = b2**0.5 * s + d / d0 * delta * g
+        d = max(d, d_coef * r / np.sum(abs(s)))
+        return p - delta * (m / (np.sqrt(v) + d * eps) + weight_decay * p)
+
+    return step
+
+
+ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
+DECAYED = ADAM | {"weight_decay": 0.01}
 OPTIMIZERS = [
     Row("sgd", {}, sgd),
     Row("momentum", {"decay": 0.9}, momentum),
     Row("nesterov", {"decay": 0.9}, nesterov),
     Row("adagrad", {"initial_accumulator": 0.1, "eps": 1e-7}, adagrad),
     Row("rmsprop", {"decay": 0.9, "eps": 1e-8}, rmsprop),
-    Row("adam", {"b1": 0.9, "b2": 0.999, "eps": 1e-8}, adamw),
-    Row("adamw", {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01}, adamw),
-    Row("nadam", {"b1": 0.9, "b2": 0.999, "eps": 1e-8}, nadam),
+    Row("adam", ADAM, adamw),
+    Row("adamw", DECAYED, adamw),
+    Row("nadam", ADAM, nadamw),
+    Row("nadamw", DECAYED, nadamw),
     Row("lion", {"b1": 0.9, "b2": 0.99, "weight_decay": 0.01}, lion),
+    Row("ademamix", DECAYED | {"b3": 0.9999, "alpha": 5.0}, ademamix),
+    Row("schedule_free_sgd", {"b1": 0.9, "weight_decay": 0.01}, schedule_free_sgd),
+    Row("schedule_free_adamw", DECAYED, schedule_free_adamw),
+    Row("prodigy", DECAYED | {"d0": 1e-2, "d_coef": 1.0}, prodigy),
 ]

@@ -54,6 +54,9 @@ RULES = {
         "adamw": ("AdamW", {"epsilon": 1e-7, "weight_decay": 0.01}),
         "nadam": ("Nadam", {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}),
         "lion": ("Lion", {"beta_1": 0.9, "beta_2": 0.99}),
+        # On a 3 x 4 matrix [in, out]. The defaults: momentum=0.95, nesterov=True, ns_steps=5,
+        # weight_decay=0.004, rms_rate=0.2.
+        "muon": ("Muon", {}),
     },
 }
 
