@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: compare test lint types examples bench clean
+.PHONY: compare test test-all lint types examples bench clean
 
 compare: $(VENV)/installed
 	$(BIN)/fnn compare
 
 test: $(VENV)/installed-test
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(VENV)/installed-test # with those that are slow by nature; COVERAGE=--cov measures it
+	$(BIN)/pytest $(COVERAGE)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -27,7 +30,7 @@ bench: $(VENV)/installed
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fnn needs Python 3.11 or later: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[report]'
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

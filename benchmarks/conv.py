@@ -1,16 +1,18 @@
 """Claim: on a CPU a conv net trained as one program is at least 5 times as fast with fnn's
 gradient rules as with autodiff's, and at least 1.3 times as fast as the same step in a loop.
 
-28x28 images and labels (drawn: only time counts), two 3x3 convolutions (32, 64) with batch norm
-and max pooling, two dense layers, batch 128, Adam at 0.001. "autodiff's gradients" has XLA's own
-convolution and pooling in place of fnn's and is the same otherwise; the loops call the step,
-jitted and donating, on batches cut in NumPy. 31 steps, n = 3 interleaved rounds, warm; autodiff in
-one program takes a minute for them, so that is compared over 3 steps, n = 2.
+Random 28x28 images and labels (only time counts), two 3x3 convolutions (32, 64) with batch norm and
+max pooling, two dense layers, batch 128, Adam at 0.001. "autodiff's gradients" replaces fnn's
+convolution and pooling by XLA's and is the same otherwise. The loops call the jitted, donating step
+on batches cut in NumPy. 31 steps, n = 3 interleaved rounds, warm. Autodiff in one program takes a
+minute for 31 steps, so it is compared over 3 steps, n = 2.
 
     python benchmarks/conv.py
 
-Device: any; off a CPU both use the same convolutions. 2 CPU cores: see benchmarks/README.md.
+Device: any; only on a CPU the convolutions differ. 2 CPU cores: see benchmarks/README.md.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,6 @@ BATCH, STEPS = 128, 31
 rng = np.random.default_rng(0)
 images = rng.uniform(size=(BATCH * STEPS, 28, 28, 1)).astype(np.float32)
 labels = rng.integers(0, 10, BATCH * STEPS)
-optimizer = fnn.adam(1e-3)
 
 
 def autodiffs_conv(params, x):
@@ -39,7 +40,7 @@ def autodiffs_max_pool(x, size):
     return lax.reduce_window(x, -np.inf, lax.max, window, window, "VALID")
 
 
-def init(key):
+def init(step, key):
     keys = jax.random.split(key, 4)
     norms = {"norm_1": fnn.batch_norm_init(32), "norm_2": fnn.batch_norm_init(64)}
     params = {name: params for name, (params, _) in norms.items()} | {
@@ -49,7 +50,7 @@ def init(key):
         "logits": fnn.dense_init(keys[3], 128, 10),
     }
     state = {name: state for name, (_, state) in norms.items()}
-    return fnn.train_init(params, optimizer, state)
+    return step.init(params, state)
 
 
 def make_step(conv, max_pool):
@@ -64,13 +65,13 @@ def make_step(conv, max_pool):
         x = jax.nn.relu(fnn.dense(params["hidden"], x.reshape(x.shape[0], -1)))
         return fnn.cross_entropy(fnn.dense(params["logits"], x), labels), new
 
-    return fnn.make_train_step(loss_fn, optimizer, has_state=True)
+    return fnn.make_train_step(loss_fn, fnn.adam(1e-3))
 
 
 def one_program(step, steps=STEPS):
     def run(key, data):
         init_key, fit_key = jax.random.split(key)
-        return fnn.fit(step, init(init_key), data, fit_key, epochs=1, batch_size=BATCH)
+        return fnn.fit(step, init(step, init_key), data, fit_key, epochs=1, batch_size=BATCH)
 
     compiled = jax.jit(run)
     rows = steps * BATCH
@@ -79,7 +80,7 @@ def one_program(step, steps=STEPS):
 
 
 def loop(step):
-    jit_init, jit_step = jax.jit(init), jax.jit(step, donate_argnums=0)
+    jit_init, jit_step = jax.jit(partial(init, step)), jax.jit(step, donate_argnums=0)
 
     def run():
         key = jax.random.key(0)

@@ -1,23 +1,26 @@
-"""Claim: fnn's one program never takes longer than the best JAX peer does for the same run, nor
-much more than 1.5 times as long as PyTorch. On 2 CPU cores the best JAX peer takes 2.0 (conv) and
-1.3 times as long (lstm), and fnn 1.5 and 1.6 times as long as PyTorch.
+"""Claim: fnn's one program never takes longer than the best JAX peer takes for the same run, and
+not much more than 1.5 times as long as PyTorch. On 2 CPU cores the best JAX peer takes 2.0 (conv)
+and 1.3 times as long (lstm) as fnn, and fnn takes 1.5 and 1.6 times as long as PyTorch.
 
 conv: 28x28, two 3x3 convolutions (32, 64), each with batch norm, relu and 2x2 max pooling, two
 dense layers (128, 10), batch 128, 31 steps. lstm: vocabulary 65, embedding 64, hidden 128,
-sequence 64, batch 32, 50 steps. Adam at 0.001, float32, drawn data: only time counts. Each peer
-is written as its documentation has it: a jitted step in a Python loop over batches that are on
-the device already; Keras by `fit`, its batches given in one call and its steps executed together;
-PyTorch eager, its images channels_last, its Adam fused. fnn shuffles and gathers its batches too.
-n = 5 interleaved rounds, warm; init, compiling and (but for Keras) copying to the device are not in
-them. Parameters and mean loss are printed, for nets that differ would show there; PyTorch's LSTM
-has a second bias, 512 numbers. A peer that is not installed is left out
-(``pip install flax equinox dm-haiku keras optax torch``).
+sequence 64, batch 32, 50 steps. Adam at 0.001, float32, random data: only time counts. Each peer is
+written as in its documentation:
+
+- Linen, Haiku, Equinox: a jitted step in a Python loop; the batches are on the device already.
+- Keras: `fit`, with all batches in one call and all steps executed together.
+- PyTorch: eager, with channels_last images and fused Adam.
+
+fnn also shuffles and gathers its batches. n = 5 interleaved rounds, warm. Init, compiling and (not
+for Keras) copying to the device are not timed. The number of parameters and the mean loss are
+printed, to show that the nets are the same; PyTorch's LSTM has a second bias, 512 numbers. A peer
+that is not installed is left out (``pip install flax equinox dm-haiku keras optax torch``).
 
     python benchmarks/peers.py conv
     python benchmarks/peers.py lstm
 
-Device: any; PyTorch uses the GPU if JAX does, and TF32 there as JAX by default. On a CPU only
-an idle machine will do: with other work on its cores PyTorch took many times as long.
+Device: any. PyTorch uses the GPU if JAX does, and TF32 there, as JAX does by default. On a CPU the
+machine must be idle: with other work on its cores PyTorch took many times as long.
 """
 
 import importlib
@@ -57,7 +60,7 @@ def size(params: Any) -> int:
 
 
 def keeping(losses: dict[str, Any], name: str, run: Run) -> Run:
-    """`run`, whose first losses are put into `losses`."""
+    """-> a work that calls `run` and stores the losses of the first call in `losses`."""
 
     def work():
         out = run()
@@ -127,9 +130,8 @@ def run_fnn(net: str, batches: Batches) -> tuple[Run, int]:
         y, state = logits(params, state, batch[0])
         return fnn.cross_entropy(y, batch[1]), state
 
-    optimizer = fnn.adam(1e-3)
-    step = fnn.make_train_step(loss_fn, optimizer, has_state=True)
-    ts = fnn.train_init(params, optimizer, state)
+    step = fnn.make_train_step(loss_fn, fnn.adam(1e-3))
+    ts = step.init(params, state)
     data = tuple(jnp.concatenate(parts) for parts in zip(*batches, strict=True))
 
     @jax.jit
@@ -271,7 +273,7 @@ def run_equinox(net: str, batches: Batches) -> tuple[Run, int]:
     model, stats = eqx.nn.make_with_state(Conv if net == "conv" else Lstm)()
     optimizer = optax.adam(1e-3)
     opt_state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
-    if net == "conv":  # Equinox has the channels first
+    if net == "conv":  # Equinox wants the channels first
         batches = [(x.transpose(0, 3, 1, 2), labels) for x, labels in batches]
 
     @eqx.filter_value_and_grad(has_aux=True)
@@ -315,7 +317,7 @@ def run_keras(net: str, batches: Batches) -> tuple[Run, int]:
         steps_per_execution=len(batches),
     )
 
-    def run():  # goes on from where the last ended, which takes as long
+    def run():  # continues from the last run, which takes as long
         history = model.fit(x, labels, BATCH[net], epochs=1, shuffle=False, verbose=0)
         return history.history["loss"], None
 
@@ -328,7 +330,7 @@ def run_keras(net: str, batches: Batches) -> tuple[Run, int]:
 def run_torch(net: str, batches: Batches) -> tuple[Run, int]:
     torch = importlib.import_module("torch")
     nn, device = torch.nn, "cuda" if jax.default_backend() == "gpu" else "cpu"
-    torch.set_float32_matmul_precision("high")  # TF32, as JAX's default and as cuDNN here
+    torch.set_float32_matmul_precision("high")  # TF32, as JAX by default and cuDNN
 
     class Lstm(nn.Module):
         def __init__(self):
@@ -361,7 +363,7 @@ def run_torch(net: str, batches: Batches) -> tuple[Run, int]:
     model = build()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
 
-    def run():  # goes on from where the last ended, which takes as long
+    def run():  # continues from the last run, which takes as long
         losses = []
         for x, labels in tensors:
             optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Interleaved timing: A B A B ..., medians with their range, the machine named."""
+"""Interleaved timing, A B A B ..., medians with their range, and the name of the machine."""
 
 import platform
 import statistics
@@ -13,14 +13,14 @@ from rich.table import Table
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Wall-clock seconds of work(), its results computed."""
+    """Wall-clock seconds of work(), until its results are computed."""
     start = time.perf_counter()
     jax.block_until_ready(work())
     return time.perf_counter() - start
 
 
 def interleaved(works: dict[str, Callable[[], Any]], n: int) -> dict[str, list[float]]:
-    """Seconds of each work, n rounds of all of them in turn, after one round to warm up."""
+    """Seconds of each work in each of n rounds, all works in turn, after a warm-up round."""
     for work in works.values():
         work()
     rounds = [{name: seconds(work) for name, work in works.items()} for _ in range(n)]
@@ -28,13 +28,13 @@ def interleaved(works: dict[str, Callable[[], Any]], n: int) -> dict[str, list[f
 
 
 def compile_seconds(jitted: Callable[[], Any], n: int) -> list[float]:
-    """Seconds to trace, lower and compile what `jitted` makes anew, n times."""
-    jitted()  # whatever the process loads only once
+    """Seconds to trace, lower and compile, n times; each call of `jitted` makes a new program."""
+    jitted()  # loads what a process loads only once
     return [seconds(jitted) for _ in range(n)]
 
 
 def show(title: str, times: dict[str, list[float]], base: str) -> None:
-    """A table of medians with their range, and of each round's ratio to `base`."""
+    """Print a table: median, range, and the median over rounds of the ratio to `base`."""
     table = Table(title=title, title_justify="left")
     for column in ("", "median s", "min", "max", f"times {base}"):
         table.add_column(column, justify="left" if column == "" else "right")
@@ -46,7 +46,7 @@ def show(title: str, times: dict[str, list[float]], base: str) -> None:
 
 
 def machine() -> str:
-    """The device, and the versions that matter."""
+    """The device, and the versions of JAX and Python."""
     device = jax.devices()[0]
     return (
         f"{jax.device_count()} x {device.device_kind} ({device.platform}), "

@@ -2,10 +2,11 @@
 
 python examples/01_neuron.py [--quick]      writes out/01_neuron.png
 
-The neuron says with which probability a point is of class 1: sigmoid(x @ w + b). Where x @ w + b
-is 0 it is undecided, on a straight line. Gradient descent takes it to the weights of logistic
-regression, which Newton's method finds in a few steps of linear algebra. Without the bias the
-line has to go through (0, 0), and here the two clouds lie one behind the other seen from there.
+The neuron computes the probability that a point is of class 1: sigmoid(x @ w + b). It is undecided
+where x @ w + b is 0: on a straight line. Gradient descent finds the weights of logistic regression.
+Newton's method finds the same weights in a few steps of linear algebra. Without the bias the line
+must pass through (0, 0). Seen from there, one of the two clouds lies behind the other, so no such
+line separates them.
 """
 
 from functools import partial
@@ -30,16 +31,15 @@ def loss_fn(params, batch, key):
 
 
 def train(key, data, *, bias, epochs):
-    """A run: every step sees all rows, so an epoch is a step."""
-    optimizer = fnn.nesterov(0.2)
-    step = fnn.make_train_step(loss_fn, optimizer)
-    ts = fnn.train_init(fnn.dense_init(key, 2, 1, bias=bias), optimizer)
+    """One training run. Each batch holds all rows, so an epoch is one step."""
+    step = fnn.make_train_step(loss_fn, fnn.nesterov(0.2))
+    ts = step.init(fnn.dense_init(key, 2, 1, bias=bias))
     return fnn.fit(step, ts, data, key, epochs=epochs, batch_size=len(data[1]))
 
 
 def newton(x, labels, steps=10):
     """Logistic regression in NumPy: w1, w2 and b where the gradient of the mean loss is 0."""
-    x = np.concatenate([np.float64(x), np.ones((len(x), 1))], axis=1)  # b is the weight of a 1
+    x = np.concatenate([np.float64(x), np.ones((len(x), 1))], axis=1)  # b is the weight of 1
     w = np.zeros(3)
     for _ in range(steps):
         p = 1 / (1 + np.exp(-x @ w))
@@ -50,7 +50,7 @@ def newton(x, labels, steps=10):
 
 
 def main(quick: bool = False, out: Path = Path("out")) -> None:
-    """Train a neuron with and one without a bias, and draw where each is undecided."""
+    """Train one neuron with a bias and one without; draw the line where each is undecided."""
     data_key, run_key = jax.random.split(jax.random.key(0))
     x, labels = fnn.data.clusters(data_key, 200, classes=2, noise=1.5)
     x = x + jnp.array([5.0, 0.0])

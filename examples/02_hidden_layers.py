@@ -2,9 +2,10 @@
 
 python examples/02_hidden_layers.py [--quick]      writes out/02_hidden_layers.png
 
-Without a hidden layer the border between two classes is a straight line, however long the
-training. That is all the clusters need. Rings and spirals need a border that goes round: with
-two hidden layers the same training finds one. Accuracies are those of fresh points.
+Without a hidden layer the boundary between two classes is a straight line, however long the
+network trains. A straight line is enough for the clusters. Rings and spirals need a curved
+boundary: with two hidden layers the same training finds a curved boundary. Accuracies are
+measured on fresh points.
 """
 
 from functools import partial
@@ -30,15 +31,14 @@ def loss_fn(params, batch, key):
 
 
 def train(key, data, *, hidden, epochs):
-    """A run, from the key and the rows to the parameters."""
-    optimizer = fnn.adam(0.01)
-    step = fnn.make_train_step(loss_fn, optimizer)
-    ts = fnn.train_init(fnn.mlp_init(key, (2, *hidden, 3)), optimizer)
+    """One training run: from a key and rows to trained parameters."""
+    step = fnn.make_train_step(loss_fn, fnn.adam(0.01))
+    ts = step.init(fnn.mlp_init(key, (2, *hidden, 3)))
     return fnn.fit(step, ts, data, key, epochs=epochs, batch_size=50)[0].params
 
 
 def main(quick: bool = False, out: Path = Path("out")) -> None:
-    """Train two networks on three sets of points, and draw where each decides for what."""
+    """Train two networks on three sets of points, and draw the class that each chooses where."""
     train_key, test_key, run_key = jax.random.split(jax.random.key(0), 3)
     run = jax.jit(train, static_argnames=("hidden", "epochs"))
     figure, panels = fnn.plots.subplots(2, 3, width=3.8)

@@ -2,9 +2,12 @@
 
 python examples/03_backpropagation.py [--quick]      writes out/03_backpropagation.png
 
-A network 64-32-10 learns digits twice. Once in NumPy: forward, loss, backward, step, every
-derivative written down. Once by fnn, where jax.grad does the backward pass. The losses fall
-alike, and at every step of the way the two gradients are the same but for rounding.
+A network 64-32-10 learns digits twice:
+
+- in NumPy: forward, loss, backward, step, with every derivative written down;
+- by fnn, where jax.grad does the backward pass.
+
+Both losses fall in the same way. At every step the two gradients are equal except for rounding.
 """
 
 from pathlib import Path
@@ -32,9 +35,9 @@ def loss(p, labels):
 
 
 def backward(params, x, labels, h, p):
-    """The loss's derivative by each parameter, from the last layer to the first."""
+    """The derivative of the loss by each parameter, from the last layer to the first."""
     target = np.eye(10, dtype=p.dtype)[labels]
-    d_logits = (p - target) / len(x)  # softmax and logarithm together
+    d_logits = (p - target) / len(x)  # derivative of softmax and logarithm together
     d_h = d_logits @ params["logits"]["w"].T  # logits = h @ w + b
     d_z = d_h * (1 - h**2)  # h = tanh(z), and tanh' = 1 - tanh^2
     return {
@@ -44,7 +47,7 @@ def backward(params, x, labels, h, p):
 
 
 def train_by_hand(params, data, steps):
-    """-> losses [steps], and params and grads of every step, leaves [steps, ...]."""
+    """-> losses [steps], and the params and grads of each step, leaves [steps, ...]."""
     x, labels = data
     losses, visited, grads = [], [], []
     for _ in range(steps):
@@ -67,15 +70,14 @@ def loss_fn(params, batch, key):
 
 
 def train(params, data, epochs):
-    """The same run by fnn: one step an epoch, on all rows."""
-    optimizer = fnn.sgd(RATE)
-    step = fnn.make_train_step(loss_fn, optimizer)
-    ts = fnn.train_init(params, optimizer)
+    """The same run by fnn. Each batch holds all rows, so an epoch is one step."""
+    step = fnn.make_train_step(loss_fn, fnn.sgd(RATE))
+    ts = step.init(params)
     return fnn.fit(step, ts, data, jax.random.key(0), epochs=epochs, batch_size=len(data[1]))
 
 
 def furthest(ours, theirs):
-    """The largest difference of two trees at each step, by the largest gradient there."""
+    """[steps]: the largest difference between two trees, divided by the largest gradient."""
     flat = [
         np.concatenate([np.reshape(leaf, (len(leaf), -1)) for leaf in jax.tree.leaves(tree)], 1)
         for tree in (ours, theirs)
@@ -84,7 +86,7 @@ def furthest(ours, theirs):
 
 
 def main(quick: bool = False, out: Path = Path("out")) -> None:
-    """Train by hand and by fnn, in float32 and float64, and compare every gradient."""
+    """Train by hand and by fnn, in float32 and float64, and compare the gradients of each step."""
     jax.config.update("jax_enable_x64", True)
     steps = 20 if quick else 300
     figure, (left, right) = fnn.plots.subplots(1, 2, width=4.8)

@@ -2,11 +2,12 @@
 
 python examples/05_vanishing_gradients.py [--quick]      writes out/05_vanishing_gradients.png
 
-Going back through a layer, a gradient is multiplied by the weights and by the slope of the
-activation. If that shrinks it by a fifth, 50 layers leave a hundred-thousandth. Here are the norms
-measured layer by layer, before any training, in networks of 50 layers on digits. How the weights
-begin decides; with batch norm it does not, and nothing vanishes, though after relu gradients grow.
-The last panel is what clipping is for: the same network from the same weights, with and without.
+On its way back through a layer, a gradient is multiplied by the weights and by the slope of the
+activation. If each layer shrinks it by a fifth, a hundred-thousandth is left after 50 layers.
+Here the norm of the gradient is measured in each layer, before any training, in networks of 50
+layers on digits. The initial weights decide whether gradients vanish. With batch norm they do not
+decide, and no gradient vanishes, though gradients grow after relu. The last panel shows what
+clipping is for: it trains the same network from the same weights with and without clipping.
 """
 
 import math
@@ -21,12 +22,12 @@ from matplotlib.figure import Figure
 import fnn
 
 WIDTH = 32
-BEGINNINGS = {  # colour, how the weights begin, whether each layer has batch norm
+BEGINNINGS = {  # colour, initializer of the weights, whether each layer has batch norm
     "normal, deviation 1": ("#D55E00", jax.nn.initializers.normal(1.0), False),
     "normal, deviation 0.01": ("#E69F00", jax.nn.initializers.normal(0.01), False),
-    "Xavier": ("#0072B2", fnn.glorot_normal, False),
+    "Xavier": ("#0072B2", fnn.nn.glorot_normal, False),
     "Kaiming": ("#009E73", fnn.kaiming_normal, False),
-    "Xavier and batch norm": ("#000000", fnn.glorot_normal, True),
+    "Xavier and batch norm": ("#000000", fnn.nn.glorot_normal, True),
 }
 ACTIVATIONS = {"sigmoid": fnn.sigmoid, "tanh": fnn.tanh, "relu": fnn.relu}
 
@@ -34,7 +35,7 @@ data = fnn.datasets.digits()
 
 
 def init(key, depth, w_init):
-    """All hidden layers are alike, so they are one tree with a first axis, [depth, ...]."""
+    """All hidden layers have the same shapes, so they are one tree with leaves [depth, ...]."""
     k1, k2, k3 = jax.random.split(key, 3)
     layers = jax.vmap(lambda key: fnn.dense_init(key, WIDTH, WIDTH, w_init=w_init))
     return {
@@ -64,7 +65,7 @@ def loss_fn(params, batch, key, activation=fnn.relu, normed=False):
 
 @partial(jax.jit, static_argnums=(1, 2))
 def gradient_by_layer(params, activation, normed):
-    """The norm of the loss's gradient in each hidden layer, [depth], from the input on."""
+    """[depth]: the norm of the loss's gradient in each hidden layer, from the input on."""
     batch = fnn.data.take(data.train, jnp.arange(256))
 
     def mean_loss(params):
@@ -74,16 +75,15 @@ def gradient_by_layer(params, activation, normed):
 
 
 def train(key, clip_norm, *, depth, epochs):
-    """Steps that are not finite are taken too: here is to be seen what they do."""
+    """One training run -> history."""
     init_key, fit_key = jax.random.split(key)
-    optimizer = fnn.sgd(0.1)
-    step = fnn.make_train_step(loss_fn, optimizer, clip_norm=clip_norm)
-    ts = fnn.train_init(init(init_key, depth, fnn.kaiming_normal), optimizer)
+    step = fnn.make_train_step(loss_fn, fnn.sgd(0.1), clip_norm=clip_norm)
+    ts = step.init(init(init_key, depth, fnn.kaiming_normal))
     return fnn.fit(step, ts, data.train, fit_key, epochs=epochs, batch_size=64)[1]
 
 
 def main(quick: bool = False, out: Path = Path("out")) -> None:
-    """Measure and draw the gradients of every network, then train one with clipping and without."""
+    """Measure and draw the gradients of each network; train one with and without clipping."""
     depth, epochs, seeds = (20, 2, 1) if quick else (50, 30, 4)
     chosen = dict(list(ACTIVATIONS.items())[-1 if quick else 0 :])
     beginnings = dict(list(BEGINNINGS.items())[:: 2 if quick else 1])

@@ -2,11 +2,12 @@
 
 python examples/06_activations.py [--quick]      writes out/06_activations.png
 
-Above: four functions with their derivatives. Where a derivative is 0, no gradient passes: a
-sigmoid or tanh far from 0 saturates, a ReLU below 0 is silent. A unit whose input is negative for
-every row is dead: it gets no gradient, so it stays as it is. Below: one network on digits, its
-hidden biases all started at the same value. The lower that is, the more ReLUs begin and end dead,
-until nothing is learnt. leaky_relu, which has a slope there, comes back.
+Above: four functions with their derivatives. Where a derivative is 0, no gradient passes: sigmoid
+and tanh saturate far from 0, and ReLU is 0 below 0. A ReLU unit whose input is negative for every
+row is dead: its gradient is 0, so its weights do not change. Below: a network on digits whose
+hidden biases all start at the same value. The lower the value, the more ReLUs are dead at the start
+and at the end, until the network learns nothing. leaky_relu has a slope below 0, so its units
+recover.
 """
 
 from functools import partial
@@ -24,7 +25,7 @@ ACTIVATIONS = {
     "sigmoid": fnn.sigmoid,
     "tanh": fnn.tanh,
     "relu": fnn.relu,
-    "leaky_relu": partial(fnn.leaky_relu, negative_slope=0.1),
+    "leaky_relu": partial(fnn.nn.leaky_relu, negative_slope=0.1),
 }
 BIASES = np.array([0, -0.25, -0.5, -0.75, -1, -1.25, -1.5])
 data = fnn.datasets.digits()
@@ -38,7 +39,7 @@ def init(key, bias):
 
 
 def train(key, bias, *, activation, epochs):
-    """A run: the share of dead units before and after it, and the accuracy on the test rows."""
+    """One run -> (share of dead units before it, and after it, accuracy on the test rows)."""
 
     def loss_fn(params, batch, key):
         x, labels = batch
@@ -50,9 +51,8 @@ def train(key, bias, *, activation, epochs):
         return jnp.mean(jnp.stack([stats["dead"] for stats in hidden.values()]))
 
     init_key, fit_key = jax.random.split(key)
-    optimizer = fnn.momentum(0.02)
-    step = fnn.make_train_step(loss_fn, optimizer)
-    ts = fnn.train_init(init(init_key, bias), optimizer)
+    step = fnn.make_train_step(loss_fn, fnn.momentum(0.02))
+    ts = step.init(init(init_key, bias))
     before = dead(ts.params)
     ts, _ = fnn.fit(step, ts, data.train, fit_key, epochs=epochs, batch_size=64)
     logits = fnn.mlp(ts.params, data.test[0], activation=activation)
@@ -60,7 +60,7 @@ def train(key, bias, *, activation, epochs):
 
 
 def main(quick: bool = False, out: Path = Path("out")) -> None:
-    """Draw the functions; train from lower and lower biases, and count who is dead."""
+    """Draw the functions; train from lower and lower biases, and count the dead units."""
     figure = Figure(figsize=(12.5, 6.2), layout="constrained", dpi=100)
     *panels, share, right = figure.subplot_mosaic("abcd;eeff;eeff").values()
     for ax, (name, fn) in zip(panels, ACTIVATIONS.items(), strict=True):

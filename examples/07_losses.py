@@ -2,11 +2,14 @@
 
 python examples/07_losses.py [--quick]      writes out/07_losses.png
 
-Left: a line through points of which some are far off. The squared error counts an outlier by its
-square and bends to it; the absolute error and Huber's count it by its distance, and hardly move.
-Middle: a classifier that gives the right class the logit z. With the squared error of the
-probability the gradient vanishes where it is confidently wrong; with cross-entropy it is largest.
-Right: so a neuron that starts confidently wrong learns by the one, and for long not by the other.
+Left: a line is fitted to points with outliers. The squared error weighs an outlier by the square of
+its distance, so the line bends towards it. The absolute error and Huber's weigh it by its distance,
+so the line hardly moves.
+Middle: the gradient of a classifier by the logit of the right class. Where the classifier is
+confidently wrong, the gradient of the squared error of the probability vanishes, and the gradient
+of cross-entropy is largest.
+Right: a neuron starts confidently wrong. With cross-entropy it learns at once; with the squared
+error it learns nothing for a long time.
 """
 
 from functools import partial
@@ -37,11 +40,14 @@ CLASSIFIERS = {
 
 
 def points_on_a_line(key, rows):
-    """x and y = 2 x + 1 with noise of deviation 0.5; of x > 0 every sixth is 15 to 25 too high."""
+    """x [rows], y [rows]: y = 2 x + 1 + noise of deviation 0.5; outliers are 15 to 25 too high.
+
+    Every sixth point is an outlier where x > 0.
+    """
     x_key, noise_key, far_key = jax.random.split(key, 3)
     x = jnp.sort(jax.random.uniform(x_key, (rows,), minval=-3, maxval=3))
     far = jnp.where(jnp.arange(rows) % 6 == 5, jax.random.uniform(far_key, (rows,)) * 10 + 15, 0)
-    far = jnp.where(x > 0, far, 0)  # on one side, so that the slope suffers too
+    far = jnp.where(x > 0, far, 0)  # on one side only, so that they change the slope too
     return x, 2 * x + 1 + 0.5 * jax.random.normal(noise_key, (rows,)) + far
 
 
@@ -51,7 +57,10 @@ def predict(params, x):
 
 
 def train(params, data, *, loss, optimizer, epochs):
-    """A run on all rows at once, so that an epoch is a step; its history has the params too."""
+    """One training run -> (ts, history); the history holds the params of each step too.
+
+    Each batch holds all rows, so an epoch is one step.
+    """
 
     def loss_fn(params, batch, key):
         x, targets = batch
@@ -59,13 +68,12 @@ def train(params, data, *, loss, optimizer, epochs):
 
     step = fnn.make_train_step(loss_fn, optimizer)
     seen = fnn.diagnostics.observe(step, lambda ts, new, batch: {"params": ts.params})
-    ts = fnn.train_init(params, optimizer)
     key = jax.random.key(0)
-    return fnn.fit(seen, ts, data, key, epochs=epochs, batch_size=len(data[0]))
+    return fnn.fit(seen, seen.init(params), data, key, epochs=epochs, batch_size=len(data[0]))
 
 
 def draw_lines(ax, data, epochs):
-    """Fit the points by each loss, and print and draw the lines."""
+    """Fit a line to the points by each loss; print and draw the lines."""
     ax.plot(*data, "o", color="0.6", markersize=4)
     ax.plot(data[0], 2 * data[0] + 1, ":", color="black", label="y = 2 x + 1, without outliers")
     rate = fnn.schedules.cosine(fnn.schedules.Run(epochs, rows=1, batch_size=1), 0.02)
@@ -80,7 +88,7 @@ def draw_lines(ax, data, epochs):
 
 
 def draw_gradients(ax):
-    """|d loss / d logit| of a row of class 1, against its logit."""
+    """Draw |d loss / d logit| of a row of class 1 against its logit."""
     logits = jnp.linspace(-10, 10, 401)
     for name, loss in CLASSIFIERS.items():
         slope = jax.vmap(jax.grad(loss))(logits, jnp.ones(401))
@@ -96,7 +104,7 @@ def draw_gradients(ax):
 
 
 def draw_recovery(ax, data, epochs):
-    """Train from weights that are confidently wrong about every row."""
+    """Train from weights that are confidently wrong on every row."""
     x, labels = data
     for name, loss in CLASSIFIERS.items():
         start = {"w": jnp.full((1, 1), -4.0), "b": jnp.zeros(1)}
@@ -113,7 +121,7 @@ def draw_recovery(ax, data, epochs):
 
 
 def main(quick: bool = False, out: Path = Path("out")) -> None:
-    """Fit lines by three losses, classify by two, and draw what the losses make of it."""
+    """Fit lines by three losses, classify by two losses, and draw the results."""
     line_key, cloud_key = jax.random.split(jax.random.key(0))
     figure, (left, middle, right) = fnn.plots.subplots(1, 3)
     draw_lines(left, points_on_a_line(line_key, 60), 300 if quick else 2000)

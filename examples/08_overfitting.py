@@ -2,17 +2,23 @@
 
 python examples/08_overfitting.py [--quick]      writes out/08_overfitting.png
 
-Too many weights for too few rows: the training loss goes to 0 while the loss on rows that the
-network has not seen falls, turns, and rises. Penalties on the weights (L1, L2), dropout and images
-moved about at random work against it; stopping early takes the best there was on the way.
+The network has too many weights for too few rows. The training loss goes to 0, while the loss on
+unseen rows falls, turns, and rises. Four cures are compared:
 
-How strong should a cure be? Each is tried at five strengths, two together at all 25 pairs, and
-the one is taken whose loss on the validation rows, a mean over seeds, gets lowest, at whatever
-epoch: one rule for all, and the test rows are looked at once, after it. All cures, strengths and
-seeds are one sweep. On these 100 rows L1 and L2 keep the loss down. Dropout and augmentation, even
-so chosen, get hardly lower than no cure does and then rise at least as far. L2 with augmentation
-gets lowest, but on the test rows L2 alone is as low after 150 epochs. In accuracy there the cures
-are 2 points apart, and 360 rows tell that with a standard error of 1.5 points.
+- penalties on the weights, L1 and L2;
+- dropout;
+- augmentation: images are shifted at random;
+- early stopping: the parameters of the epoch with the lowest validation loss are taken.
+
+How strong should a cure be? Each cure is tried at five strengths, and L2 with augmentation at all
+25 pairs. For each cure, the strength with the lowest validation loss at any epoch is chosen; this
+loss is a mean over seeds. The test rows are used once, after this choice. All cures, strengths and
+seeds are one sweep.
+
+On these 100 rows L1 and L2 keep the loss low. With dropout or augmentation, the lowest loss is
+hardly lower than without a cure, and then the loss rises at least as far. L2 with augmentation has
+the lowest validation loss, but after 150 epochs L2 alone has the same test loss. The test
+accuracies of the cures are within 2 points, and their standard error on 360 rows is 1.5 points.
 """
 
 from functools import partial
@@ -26,10 +32,9 @@ import tyro
 
 import fnn
 from fnn import plots
-from fnn.cli import cores
-from fnn.plots import COLOURS
+from fnn.inspect.plots import COLOURS
 
-UNITS = ("", "", "", " px")  # of a point: L1, L2, dropout's rate, how far images move
+UNITS = ("", "", "", " px")  # units of a point: L1, L2, dropout rate, shift of the images
 L1 = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 L2 = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 RATES = (0.05, 0.1, 0.2, 0.4, 0.6)
@@ -55,33 +60,37 @@ def loss_fn(params, batch, key, l1, l2, rate, pixels):
 
 
 def scores(params, rows):
+    """-> (mean loss, accuracy), without dropout and augmentation."""
     x, labels = rows
-    logits = fnn.mlp(params, x)  # no key: no dropout, and nothing moves
+    logits = fnn.mlp(params, x)
     return fnn.cross_entropy(logits, labels).mean(), fnn.accuracy(logits, labels).mean()
 
 
+def validate(ts, rows):
+    valid, train = rows
+    return {"loss": scores(ts.params, valid)[0], "training_loss": scores(ts.params, train)[0]}
+
+
 def run(key, strengths, *, train, valid, epochs):
-    """Losses after each epoch; the last parameters, and those of the lowest validation loss."""
+    """-> ((validation, training loss) [epochs] each, (last, best) parameters): one training run.
+
+    The best parameters are those after the epoch with the lowest validation loss.
+    """
     init_key, fit_key = jax.random.split(key)
-    optimizer = fnn.adam(3e-3)
-    step = fnn.make_train_step(lambda *args: loss_fn(*args, *strengths), optimizer)
+    step = fnn.make_train_step(lambda *args: loss_fn(*args, *strengths), fnn.adam(3e-3))
     params = fnn.mlp_init(init_key, (64, 128, 128, 10), w_init=fnn.kaiming_normal)
-
-    def epoch(carry, _):
-        ts, best, lowest = carry
-        ts, _ = fnn.fit(step, ts, train, fit_key, epochs=1, batch_size=20)
-        loss, _ = scores(ts.params, valid)
-        best = jax.tree.map(lambda new, old: jnp.where(loss < lowest, new, old), ts.params, best)
-        return (ts, best, jnp.minimum(loss, lowest)), (loss, scores(ts.params, train)[0])
-
-    start = (fnn.train_init(params, optimizer), params, jnp.inf)
-    (ts, best, _), losses = jax.lax.scan(epoch, start, length=epochs)
-    return losses, (ts.params, best)
+    stop = fnn.EarlyStopping(patience=epochs)  # keeps the best parameters, and runs to the end
+    progress, history = fnn.fit_until(
+        step, step.init(params), train, fit_key, stop,
+        epochs=epochs, batch_size=20, validate=validate, validation=(valid, train),
+    )  # fmt: skip
+    losses = history["val_loss"], history["val_training_loss"]
+    return losses, (progress.last.params, progress.best.params)
 
 
 def main(quick: bool = False, out: Path = Path("out")) -> None:
-    """Train with every cure from several seeds; draw the losses side by side."""
-    jax.config.update("jax_num_cpu_devices", cores())  # each trains its share of the runs
+    """Train with each cure from several seeds; draw the losses side by side."""
+    fnn.use_all_cores()  # each core trains its share of the runs
     epochs, seeds = (10, 1) if quick else (150, 5)
     digits = fnn.datasets.digits()
     train = fnn.data.take(digits.train, jnp.arange(100))
@@ -90,7 +99,7 @@ def main(quick: bool = False, out: Path = Path("out")) -> None:
     of_run = partial(run, train=train, valid=digits.valid, epochs=epochs)
     losses, params = fnn.sweep(of_run, keys, {"strengths": strengths})
     loss, train_loss = (np.asarray(each).mean(0) for each in losses)  # [points, epochs]
-    order = loss.min(1).argsort()  # and of each cure the first is taken
+    order = loss.min(1).argsort()  # points by lowest loss; of each cure the first is chosen
     chosen = np.array([next(i for i in order if POINTS[i][0] == cure) for cure in CURES])
     params = jax.tree.map(lambda leaf: leaf[:, chosen], params)
     test = jax.jit(jax.vmap(jax.vmap(partial(scores, rows=digits.test))))

@@ -1,17 +1,21 @@
-"""How large a network? Ask by cross-validation, then take away what it does not need.
+"""How large should a network be? Cross-validation chooses the width; then weights are pruned.
 
 python examples/09_designing_a_network.py [--quick]      writes out/09_designing_a_network.png
 
-Three questions, on digits. Are the classes separable by planes, or does it take a hidden layer?
-How wide? Every width is validated on the same folds, each row once, with images standardized by
-the training fold's own statistics. Wider is a little better, on and on, so the best is no answer;
-taken is the smallest within one standard error of it (Breiman et al. 1984). How many of its
-weights matter? They are pruned while it trains, the smallest first, with a penalty that makes
-small what is not needed. How strong it is, the validation rows say, where a tenth is left; then
-the test rows are looked at, once. A tenth does as well there as all, within what seeds differ.
+Three questions about the digits:
 
-A width is a number like any other here: units beyond it are multiplied by 0, so that all widths,
-folds and seeds are one program.
+- Are the classes separable by planes, or is a hidden layer needed?
+- How wide should the hidden layer be? All widths are validated on the same folds, and each row is
+  validated once. Images are standardized with the mean and deviation of the training folds.
+  Accuracy keeps rising a little with the width, so the best width is not the answer. The smallest
+  width within one standard error of the best is taken (Breiman et al. 1984).
+- How many of the weights matter? Weights are pruned during training, the smallest first. An L2
+  penalty makes unneeded weights small. Its strength is chosen on the validation rows, with a tenth
+  of the weights left. Then the test rows are used once: a tenth of the weights is as accurate as
+  all weights, within the differences between seeds.
+
+The width is a number in the program: units beyond the width are set to 0. So all widths, folds and
+seeds are one program.
 """
 
 from functools import partial
@@ -24,10 +28,9 @@ import tyro
 
 import fnn
 from fnn import plots, pruning
-from fnn.cli import cores
-from fnn.plots import COLOURS
+from fnn.inspect.plots import COLOURS
 
-WIDTHS = (8, 16, 32, 64, 128, 256, 512)  # the last is the width that is computed
+WIDTHS = (8, 16, 32, 64, 128, 256, 512)  # the program computes the last width for all
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98)
 PENALTIES = (0.0, 3e-4, 1e-3, 3e-3)
 BATCH = 32
@@ -39,7 +42,7 @@ def init(key, width):
     k1, k2 = jax.random.split(key)
     hidden = fnn.dense_init(k1, 64, WIDTHS[-1], w_init=fnn.kaiming_normal)
     logits = fnn.dense_init(k2, WIDTHS[-1], 10, w_init=fnn.kaiming_normal)
-    logits["w"] *= jnp.sqrt(WIDTHS[-1] / width)  # as if there were only so many inputs
+    logits["w"] *= jnp.sqrt(WIDTHS[-1] / width)  # the initial weights of a layer of `width` inputs
     return {"hidden": hidden, "logits": logits}
 
 
@@ -54,14 +57,14 @@ def trained(params, apply, optimizer, rows, key, epochs, weights=None, penalty=0
         return fnn.cross_entropy(apply(params, x), labels) + penalty * fnn.params.l2(params)
 
     step = fnn.make_train_step(loss_fn, optimizer)
-    ts = fnn.train_init(params, optimizer)
+    ts = step.init(params)
     ts, _ = fnn.fit(step, ts, rows, key, epochs=epochs, batch_size=BATCH, weights=weights)
     return ts.params
 
 
 def linear(key, train, valid, *, epochs):
-    """No hidden layer: the share that is right of the rows trained on, and of the others."""
-    standardize = fnn.standardizer(train.data[0], train.weights)
+    """No hidden layer -> (accuracy on the training folds, accuracy on the validation fold)."""
+    standardize = fnn.training.standardizer(train.data[0], train.weights)
     params = fnn.dense_init(key, 64, 10)
     rows = (standardize(train.data[0]), train.data[1])
     params = trained(params, fnn.dense, fnn.adam(3e-3), rows, key, epochs, train.weights)
@@ -69,27 +72,28 @@ def linear(key, train, valid, *, epochs):
     def right(part):
         x, labels = part.data
         hits = fnn.accuracy(fnn.dense(params, standardize(x)), labels)
-        return fnn.weighted_mean(hits, part.weights)
+        return fnn.training.weighted_mean(hits, part.weights)
 
     return right(train), right(valid)
 
 
 def hidden(key, train, valid, width, *, epochs):
-    """One hidden layer: the share that is right of the rows it was not trained on."""
+    """One hidden layer -> accuracy on the validation fold."""
     init_key, fit_key = jax.random.split(key)
-    standardize = fnn.standardizer(train.data[0], train.weights)
+    standardize = fnn.training.standardizer(train.data[0], train.weights)
     forward = partial(apply, width=width)
     rows = (standardize(train.data[0]), train.data[1])
     params = init(init_key, width)
     params = trained(params, forward, fnn.adam(3e-3), rows, fit_key, epochs, train.weights)
     x, labels = valid.data
-    return fnn.weighted_mean(fnn.accuracy(forward(params, standardize(x)), labels), valid.weights)
+    hits = fnn.accuracy(forward(params, standardize(x)), labels)
+    return fnn.training.weighted_mean(hits, valid.weights)
 
 
 def prune(key, penalty, sparsity, *, width, epochs):
-    """Pruned for the first half of its training: accuracies elsewhere, and the share of zeros."""
+    """-> (validation accuracy, test accuracy, share of zeros), pruned in the first half."""
     init_key, fit_key = jax.random.split(key)
-    standardize = fnn.standardizer(data.train[0])
+    standardize = fnn.training.standardizer(data.train[0])
     steps = epochs * -(-len(data.train[0]) // BATCH)
     schedule = pruning.cubic_sparsity(sparsity, steps // 2)
     optimizer = pruning.gradually_pruned(fnn.adam(3e-3), schedule, every=20)
@@ -112,7 +116,7 @@ def error(values):
 
 def main(quick: bool = False, out: Path = Path("out")) -> None:
     """Answer the three questions, and draw the last two answers."""
-    jax.config.update("jax_num_cpu_devices", cores())  # each trains its share of the runs
+    fnn.use_all_cores()  # each core trains its share of the runs
     epochs, count, seeds = (3, 2, 1) if quick else (30, 5, 4)
     rows = len(data.train[0])
     folds = fnn.k_folds(jax.random.key(0), rows, count, labels=data.train[1])
@@ -124,11 +128,11 @@ def main(quick: bool = False, out: Path = Path("out")) -> None:
     run = partial(hidden, epochs=epochs)
     grid = {"width": jnp.array(WIDTHS, float)}
     scores = 100 * np.asarray(fnn.cross_validate(run, keys, data.train, folds, grid)).mean(0)
-    mean, spread = scores.mean(0), error(scores)  # of folds
+    mean, spread = scores.mean(0), error(scores)  # over folds
     for row in zip(WIDTHS, mean, spread, strict=True):
         print("{:4} hidden units: {:.1f} +- {:.1f} % of the others".format(*row))
     enough = mean.max() - spread[mean.argmax()]
-    taken = (mean >= enough).argmax()  # the first, so the smallest
+    taken = (mean >= enough).argmax()  # the first width is the smallest
     width = WIDTHS[taken]
 
     run = partial(prune, width=width, epochs=2 * epochs)
@@ -139,7 +143,7 @@ def main(quick: bool = False, out: Path = Path("out")) -> None:
     for row in zip(PENALTIES, valid.mean(0), error(valid), strict=True):
         print("penalty {:g}, a tenth left: {:.2f} +- {:.2f} % of validation rows".format(*row))
     chosen = valid.mean(0).argmax()
-    test, zeros = 100 * test[:, chosen], zeros[0, chosen]  # of the others nothing is looked at
+    test, zeros = 100 * test[:, chosen], zeros[0, chosen]  # test rows of the chosen penalty only
     lost = test[:, :1] - test
     print(f"{width} units, penalty {PENALTIES[chosen]:g}, on the test rows:")
     for row in zip(100 * zeros, test.mean(0), lost.mean(0), error(lost), strict=True):

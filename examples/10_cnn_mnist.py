@@ -2,12 +2,13 @@
 
 python examples/10_cnn_mnist.py [--quick]      writes out/10_cnn_mnist.png
 
-Trains on the first 8,000 of MNIST's 10,000 test images, then on 800 alone, and tests on the last
-2,000; nothing is chosen by what the test says. Shifts and rotations are drawn anew in every step,
-inside the program. How far they go is an argument, and 0 is no augmentation, so that the runs with
-and without are one compiled program. 800 images go from 96.5 % to 97.9 % by being moved; 8,000
-stay at 99.2 %, within what chance does to 2,000 answers. The four runs took 30, 28, 44 and 33 s on
-two busy cores. Set FNN_DATA to where the files are, or they are downloaded (1.6 MB).
+The network trains on the first 800, then on the first 8,000 of MNIST's 10,000 test images. It is
+tested on the last 2,000; no choice depends on them. Each step draws new shifts and rotations inside
+the program. Their largest size is an argument, and 0 means no augmentation. So the runs with and
+without augmentation are one compiled program. With 800 images augmentation raises the accuracy from
+96.5 % to 97.9 %. With 8,000 images it stays at 99.2 %, within the error of 2,000 test images. The
+four runs took 30, 28, 44 and 33 s on two busy cores. The files are read from FNN_DATA, or
+downloaded (1.6 MB).
 """
 
 import time
@@ -20,10 +21,9 @@ import tyro
 from matplotlib.figure import Figure
 
 import fnn
-from fnn.datasets.cache import folder
-from fnn.plots import COLOURS
+from fnn.inspect.plots import COLOURS
 
-EPOCHS = {800: 60, 8000: 15}  # by the number of images
+EPOCHS = {800: 60, 8000: 15}  # {training images: epochs}
 MOVES = {"as they are": (0.0, 0.0), "moved a little": (2.0, 15.0)}  # pixels, degrees
 
 
@@ -45,6 +45,13 @@ def apply(params, x, *, key=None):
     return fnn.dense(params["logits"], fnn.dropout(key, x, rate=0.5))
 
 
+def test_accuracy(ts, rows):
+    def right(batch):
+        return fnn.accuracy(apply(ts.params, batch[0]), batch[1])
+
+    return {"accuracy": fnn.evaluate(right, rows, 500)}
+
+
 def run(key, train, test, pixels, degrees, *, epochs):
     """-> (ts, mean loss [epochs], test accuracy [epochs]): one whole training run."""
 
@@ -60,20 +67,15 @@ def run(key, train, test, pixels, degrees, *, epochs):
     optimizer = fnn.adam(fnn.schedules.warmup_cosine(length, 2e-3, warmup=0.1))
     step = fnn.make_train_step(loss_fn, optimizer)
 
-    def epoch(ts, _):
-        ts, history = fnn.fit(step, ts, train, fit_key, epochs=1, batch_size=64)
-        right = fnn.evaluate(
-            lambda rows: fnn.accuracy(apply(ts.params, rows[0]), rows[1]), test, 500
-        )
-        return ts, (history["loss"].mean(), right)
-
-    ts = fnn.train_init(init(init_key, train[0]), optimizer)
-    ts, (losses, accuracies) = jax.lax.scan(epoch, ts, length=epochs)
-    return ts, losses, accuracies
+    ts, history = fnn.fit(
+        step, step.init(init(init_key, train[0])), train, fit_key,
+        epochs=epochs, batch_size=64, validate=test_accuracy, validation=test,
+    )  # fmt: skip
+    return ts, history["loss"].mean(1), history["val_accuracy"]
 
 
 def load(quick):
-    if quick and not (folder() / "mnist/t10k-images-idx3-ubyte.gz").exists():
+    if quick and not fnn.datasets.available("mnist", "test"):
         print("MNIST is not in FNN_DATA: --quick takes the 8 x 8 digits that come with fnn")
         digits = fnn.datasets.digits()
         return [(x.reshape(-1, 8, 8, 1), labels) for x, labels in (digits.train, digits.test)]
@@ -129,7 +131,7 @@ def main(quick: bool = False, out: Path = Path("out")) -> None:
         train = jax.tree.map(lambda a, n=rows: a[:n], all_rows)
         for name, (pixels, degrees) in MOVES.items():
             start = time.perf_counter()
-            # The data are arguments: closed over, they would be constants of the program.
+            # The data are arguments of the program. A closure would make them its constants.
             key = jax.random.key(0)
             ts, losses, accuracy = compiled(key, train, test, pixels, degrees, epochs=epochs)
             curves[rows, name], params = np.asarray(accuracy), ts.params

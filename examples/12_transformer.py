@@ -1,15 +1,19 @@
-"""A small transformer on Shakespeare, character by character, and what its heads look at.
+"""A small transformer on Shakespeare, character by character, and what its heads attend to.
 
 python examples/12_transformer.py [--quick]      writes out/12_transformer.png
 
-Two blocks of four heads, as many parameters as the LSTM of 11_characters.py, and trained like it,
-six times over the text in pieces of 64 characters. Of two learning rates the ninth tenth of the
-text says which is taken, after training on the eight before it; then it is trained on all nine, and
-the last tenth is judged, once, in bits per character: 2.35, where the LSTM's cost 2.34. An LSTM
-reads on for as long as it likes, a transformer looks back 64 characters and no further, so the
-pieces overlap by half there and only the later half is counted: each character is guessed from the
-33 to 64 before it. Positions enter by turning queries and keys (rotary). Set FNN_DATA to
-where the text is, or it is downloaded (1.1 MB).
+The transformer has two blocks of four heads and as many parameters as the LSTM of
+11_characters.py. It trains like the LSTM: six epochs on pieces of 64 characters. The text is cut
+into tenths:
+
+- The first eight tenths train a network at each of two learning rates.
+- The ninth tenth chooses the rate. Then a network is trained on all nine at this rate.
+- The last tenth is the test, used once: 2.35 bits per character; the LSTM needs 2.34.
+
+An LSTM can read a text of any length; this transformer attends to at most 64 characters. So the
+test pieces overlap by half, and only their later half counts: each character is predicted from the
+33 to 64 characters before it. Positions rotate the queries and keys (rotary embedding). The text is
+read from FNN_DATA, or downloaded (1.1 MB).
 """
 
 import math
@@ -25,7 +29,6 @@ import tyro
 from matplotlib.figure import Figure
 
 import fnn
-from fnn.datasets.cache import folder
 
 CONTEXT, HEADS, RATES = 64, 4, (3e-3, 1e-2)
 STAND_IN = "the quick brown fox jumps over the lazy dog and runs away.\n" * 200
@@ -43,7 +46,7 @@ def init(key, vocab, dim, blocks):
 
 
 def apply(params, ids):
-    """int [batch, time] -> logits [batch, time, vocab] of what comes after each character."""
+    """int [batch, time] -> logits [batch, time, vocab] of the next character."""
     x, positions = fnn.embed(params["embed"], ids), jnp.arange(ids.shape[1])
     for block in params["blocks"].values():
         x = fnn.transformer_block(block, x, causal=True, positions=positions)
@@ -51,39 +54,39 @@ def apply(params, ids):
 
 
 def attention_weights(params, ids):
-    """int [time] -> [blocks, heads, time, time]: how much each character looks at those before."""
+    """int [time] -> [blocks, heads, time, time]: attention of each character to earlier ones."""
     marked, _ = fnn.diagnostics.capture(apply, measure=lambda x: x)(params, ids[None])
     return jnp.concatenate([w for name, w in marked.items() if name.startswith("attention")])
 
 
 def bits(params, ids):
-    """int [batch, time + 1] -> [batch, time]: what each character after the first cost."""
+    """int [batch, time + 1] -> [batch, time]: bits of each character after the first."""
     return fnn.cross_entropy(apply(params, ids[:, :-1]), ids[:, 1:]) * (1 / math.log(2))
 
 
 @partial(jax.jit, static_argnames=("vocab", "dim", "blocks", "epochs"))
 def run(key, train, rate, *, vocab, dim, blocks, epochs):
-    """-> (params, bits of each step [epochs, steps])."""
+    """-> (params, training bits [epochs, steps])."""
     init_key, fit_key = jax.random.split(key)
     rows = fnn.data.windows(train, CONTEXT + 1, CONTEXT)
     length = fnn.schedules.Run(epochs, rows=len(rows), batch_size=32)
     optimizer = fnn.adamw(fnn.schedules.warmup_cosine(length, rate, warmup=0.1), weight_decay=0.01)
     step = fnn.make_train_step(lambda params, ids, key: bits(params, ids), optimizer, clip_norm=1.0)
-    ts = fnn.train_init(init(init_key, vocab, dim, blocks), optimizer)
+    ts = step.init(init(init_key, vocab, dim, blocks))
     ts, history = fnn.fit(step, ts, rows, fit_key, epochs=epochs, batch_size=32)
     return ts.params, history["loss"]
 
 
 @jax.jit
 def cost(params, ids):
-    """int [characters] -> mean bits of those that have 33 to 64 others before them."""
+    """int [characters] -> mean bits, each character predicted from the 33 to 64 before it."""
     rows = fnn.data.windows(ids, CONTEXT + 1, CONTEXT // 2)
     return fnn.evaluate(lambda ids: bits(params, ids)[:, CONTEXT // 2 :].mean(-1), rows, 64)
 
 
 @partial(jax.jit, static_argnames="length")
 def sample(key, params, prompt, temperature, *, length):
-    """int [CONTEXT] -> int [length]: what comes after the prompt, one compiled scan."""
+    """int [CONTEXT] -> int [length]: a text that follows the prompt, in one compiled scan."""
 
     def write(window, key):
         logits = apply(params, window[None])[0, -1]
@@ -94,7 +97,7 @@ def sample(key, params, prompt, temperature, *, length):
 
 
 def load(quick):
-    if quick and not (folder() / "text/tinyshakespeare.txt").exists():
+    if quick and not fnn.datasets.available("shakespeare"):
         print("Shakespeare is not in FNN_DATA: --quick takes a sentence over and over")
         return STAND_IN
     text = fnn.datasets.shakespeare()
@@ -102,7 +105,7 @@ def load(quick):
 
 
 def draw(path, weights, text):
-    """All heads on one passage: row t is where character t looks."""
+    """Draw all heads on one passage: row t is the attention of character t."""
     figure = Figure(figsize=(11, 6.2), layout="constrained", dpi=110)
     names = [character.replace("\n", "¶").replace(" ", "·") for character in text]
     panels: Any = figure.subplots(*weights.shape[:2], sharex=True, sharey=True, squeeze=False)
@@ -123,7 +126,7 @@ def draw(path, weights, text):
 
 
 def main(quick: bool = False, out: Path = Path("out")) -> None:
-    """Train at each rate, print what the last tenth costs and what is written, draw attention."""
+    """Train at each rate; print the bits of the last tenth and a sample; draw the attention."""
     text = load(quick)
     vocabulary = fnn.datasets.vocabulary(text)
     ids = fnn.datasets.encode(text, vocabulary)

@@ -1,7 +1,7 @@
-"""Early stopping inside the program: thirty networks, each stops for itself.
+"""Early stopping inside the program: of thirty networks, each stops at its own epoch.
 
-`fit_until` is a pure function, so `sweep` runs it for every learning rate and seed at once; the
-run that one watches, `fnn.train`, stops at the same epoch with the same parameters.
+`fit_until` is a pure function, so `sweep` runs it at every learning rate from every seed as one
+program. `fnn.train`, which shows its progress, stops at the same epoch with the same parameters.
 
 python examples/early_stopping.py [--quick]
 """
@@ -15,7 +15,7 @@ from rich.table import Table
 import fnn
 
 DIGITS = fnn.datasets.digits()
-FEW = jax.tree.map(lambda a: a[:200], DIGITS.train)  # so that there is something to overfit
+FEW = jax.tree.map(lambda a: a[:200], DIGITS.train)  # few rows, so that the network overfits
 STOP = fnn.EarlyStopping("val_loss", patience=8, min_delta=1e-3)
 
 
@@ -34,13 +34,12 @@ def validate(ts, rows):
 
 
 def start(key, learning_rate):
-    optimizer = fnn.adam(learning_rate)
-    step = fnn.make_train_step(loss_fn, optimizer)
-    return step, fnn.train_init(fnn.mlp_init(key, (64, 64, 10)), optimizer)
+    step = fnn.make_train_step(loss_fn, fnn.adam(learning_rate))
+    return step, step.init(fnn.mlp_init(key, (64, 64, 10)))
 
 
 def main(quick: bool = False) -> None:
-    """Sweep with early stopping, then watch one of the runs."""
+    """Sweep with early stopping, then repeat one of the runs with `train`."""
     most = 20 if quick else 200
     rates = jnp.array([1e-4, 1e-3, 3e-3, 1e-2, 3e-2])
 
@@ -50,8 +49,8 @@ def main(quick: bool = False) -> None:
             step, ts, FEW, key, STOP,
             epochs=most, batch_size=50, validate=validate, validation=DIGITS.valid,
         )  # fmt: skip
-        last = validate(progress.ts, DIGITS.valid)["loss"]
-        return progress.epoch, progress.best.epoch, progress.best.value, last
+        last = validate(progress.last, DIGITS.valid)["loss"]
+        return progress.epochs, progress.best.epoch, progress.best.value, last
 
     seeds = 2 if quick else 6
     keys = jax.random.split(jax.random.key(0), seeds)
@@ -70,7 +69,8 @@ def main(quick: bool = False) -> None:
         step, ts, FEW, keys[0], stop=STOP,
         epochs=most, batch_size=50, validate=validate, validation=DIGITS.valid, progress=False,
     )  # fmt: skip
-    print(f"the first seed at {rates[3]:g}, watched: {watched.epochs} epochs, {watched.stopped};")
+    print(f"the first seed at {rates[3]:g}, watched: {watched.epochs} epochs,", end=" ")
+    print(f"result.stopped is {watched.stopped!r};")
     print(f"in the sweep: {epochs[0, 3]} epochs")
 
 

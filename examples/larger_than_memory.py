@@ -1,6 +1,6 @@
-"""Training on files that are read a batch at a time, and going on where a run was stopped.
+"""Training on files that are read one batch at a time, and resuming a stopped run.
 
-python examples/larger_than_memory.py [--quick]      with Grain too, where it is installed
+python examples/larger_than_memory.py [--quick]      if Grain is installed, with Grain too
 """
 
 import importlib.util
@@ -12,10 +12,10 @@ import numpy as np
 import tyro
 
 import fnn
+from fnn.training import stream
 
 SHARDS, BATCH = 8, 64
 KEY = jax.random.key(0)
-OPTIMIZER = fnn.adam(3e-3)
 
 
 def loss_fn(params, batch, key):
@@ -23,11 +23,11 @@ def loss_fn(params, batch, key):
     return fnn.cross_entropy(fnn.mlp(params, x, key=key, rate=0.2), labels)
 
 
-STEP = fnn.make_train_step(loss_fn, OPTIMIZER)
+STEP = fnn.make_train_step(loss_fn, fnn.adam(3e-3))
 
 
 def write_shards(folder, copies):
-    """Digits, `copies` times over with noise, in several pairs of files: x and labels."""
+    """Write digits with noise, `copies` times as many, as several pairs of files: x and labels."""
     x, labels = fnn.datasets.digits().train
     for i in range(SHARDS):
         rng = np.random.default_rng(i)
@@ -38,15 +38,15 @@ def write_shards(folder, copies):
 
 
 def shards_of(folder):
-    """The files, mapped and not read: what is asked for is read then."""
+    """The files as memory maps: rows are read from disk when they are indexed."""
     names = [(folder / f"x_{i}.npy", folder / f"labels_{i}.npy") for i in range(SHARDS)]
     return [tuple(np.load(name, mmap_mode="r") for name in pair) for pair in names]
 
 
 def batches(shards, start=0):
-    """Batch after batch for ever: shards in a new order each epoch, rows shuffled in each.
+    """Endless batches, from batch number `start`. Each epoch shuffles the shards and their rows.
 
-    What comes at a place depends on the place alone, so that it can start at any of them.
+    A batch depends on its number alone, so the batches can start at any number.
     """
     ends = np.cumsum([-(-len(labels) // BATCH) for _, labels in shards])
     for epoch in range(start // ends[-1], 1 << 30):
@@ -55,13 +55,13 @@ def batches(shards, start=0):
             order = rng.permutation(len(labels))
             for i in range(0, len(order), BATCH):
                 if place >= start:
-                    rows = np.sort(order[i : i + BATCH])  # in the order of the file
+                    rows = np.sort(order[i : i + BATCH])  # read in the order of the file
                     yield x[rows], labels[rows]
                 place += 1
 
 
 def fresh():
-    return fnn.train_init(fnn.mlp_init(KEY, (64, 128, 10)), OPTIMIZER)
+    return STEP.init(fnn.mlp_init(KEY, (64, 128, 10)))
 
 
 def equal(a, b):
@@ -69,7 +69,7 @@ def equal(a, b):
 
 
 def with_numpy(shards, steps):
-    """A whole run, and one that stops in the middle and starts again from its train state."""
+    """Train a whole run; train a second run that stops halfway and resumes from its train state."""
     whole, history = fnn.train_on_batches(STEP, fresh(), batches(shards), KEY, steps=steps)
     for i in range(0, steps, max(1, steps // 5)):
         print(f"step {i:5}: loss {history['loss'][i]:.3f}")
@@ -81,11 +81,11 @@ def with_numpy(shards, steps):
 
 
 def with_grain(shards, steps):
-    """The same with Grain, whose iterators say where they stand; `position` is plain text."""
+    """The same with Grain, whose iterators have a position; the position is plain text."""
     import grain  # pyright: ignore[reportMissingImports]
 
     class Rows:
-        """Rows by their number, over all of the files."""
+        """Rows by their number, counted over all files."""
 
         starts = np.cumsum([0, *(len(labels) for _, labels in shards)])
 
@@ -104,14 +104,14 @@ def with_grain(shards, steps):
     whole, _ = fnn.train_on_batches(STEP, fresh(), iterator(), KEY, steps=steps)
     first, second = iterator(), iterator()
     half, _ = fnn.train_on_batches(STEP, fresh(), first, KEY, steps=steps // 2)
-    saved = fnn.position(first)  # belongs into the checkpoint, beside the train state
-    fnn.restore(second, saved)
+    saved = stream.get_position(first)  # store it in the checkpoint, beside the train state
+    stream.set_position(second, saved)
     ts, _ = fnn.train_on_batches(STEP, half, second, KEY, steps=steps - steps // 2)
     print(f"Grain, stopped at {saved} and gone on: the same bits, {equal(whole, ts)}")
 
 
 def main(quick: bool = False) -> None:
-    """Write files, train on them a batch at a time, stop and go on, and test."""
+    """Write files, train on them one batch at a time, stop and resume, and test."""
     steps = 60 if quick else 1500
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,7 +1,13 @@
-"""Half precision three ways: what is computed in it, what is stored in it, and what that costs.
+"""Half precision: computed in it, stored in it, and the cost in loss, accuracy and memory.
 
-float16 needs its loss scaled, bfloat16 does not; parameters stay float32, or are kept beside
-float32 copies, or are rounded at random. On a CPU half precision saves memory and no time.
+float16 needs a loss scale, bfloat16 does not. The parameters are stored:
+
+- in float32, and only the computation is in half precision;
+- in bfloat16;
+- in bfloat16, beside float32 copies;
+- in bfloat16, and updates are rounded at random.
+
+On a CPU half precision saves memory and no time.
 
 python examples/mixed_precision.py [--quick]
 """
@@ -32,7 +38,7 @@ def accuracy(params):
     return fnn.evaluate(right, DIGITS.test, 512)
 
 
-WAYS = {  # stored, computed, optimizer, start of the loss scale
+WAYS = {  # stored dtype, computed dtype, optimizer, initial loss scale
     "float32": (jnp.float32, None, fnn.adam(RATE), None),
     "bfloat16 computed": (jnp.float32, jnp.bfloat16, fnn.adam(RATE), None),
     "float16 computed, loss scaled": (jnp.float32, jnp.float16, fnn.adam(RATE), 2.0**15),
@@ -46,22 +52,22 @@ WAYS = {  # stored, computed, optimizer, start of the loss scale
     "bfloat16 stored, rounded at random": (
         jnp.bfloat16,
         None,
-        fnn.keep_precision(fnn.adam(RATE), "stochastic", jax.random.key(2)),
+        fnn.keep_precision(fnn.adam(RATE), "stochastic", key=jax.random.key(2)),
         None,
     ),
 }
 
 
 def main(quick: bool = False) -> None:
-    """Train the same net each way and compare."""
+    """Train the same net in each way, and compare."""
     epochs = 3 if quick else 40
     table = Table()
     for column in ("", "last loss", "test accuracy, %", "bytes of state a parameter"):
         table.add_column(column, justify="left" if column == "" else "right")
     for name, (stored, computed, optimizer, scale) in list(WAYS.items())[:: 2 if quick else 1]:
-        step = fnn.make_train_step(loss_fn, optimizer, compute_dtype=computed)
+        step = fnn.make_train_step(loss_fn, optimizer, compute_dtype=computed, loss_scale=scale)
         params = fnn.mlp_init(jax.random.key(0), (64, 128, 10), dtype=stored)
-        ts = fnn.train_init(params, optimizer, loss_scale=scale)
+        ts = step.init(params)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves((ts.params, ts.opt_state)))
 
         @jax.jit

@@ -1,4 +1,4 @@
-"""The README's program, complete: train a classifier on digits, then many at once.
+"""The README's program, complete: train one classifier on digits, then many at once.
 
 python examples/mlp_digits.py [--quick]
 """
@@ -32,14 +32,13 @@ def accuracy(params, rows):
 
 
 def main(quick: bool = False) -> None:
-    """Train one network and print its losses, then 24 at once and print which rate is best."""
+    """Train one network and print its losses; train 24 at once and print accuracies by rate."""
     epochs = 3 if quick else 30
 
     def run(key, learning_rate):
         init_key, fit_key = jax.random.split(key)
-        optimizer = fnn.adam(learning_rate)
-        step = fnn.make_train_step(loss_fn, optimizer, clip_norm=1.0)
-        ts = fnn.train_init(init(init_key), optimizer)
+        step = fnn.make_train_step(loss_fn, fnn.adam(learning_rate), clip_norm=1.0)
+        ts = step.init(init(init_key))
         ts, history = fnn.fit(step, ts, data.train, fit_key, epochs=epochs, batch_size=64)
         return ts, history, accuracy(ts.params, data.valid), accuracy(ts.params, data.test)
 

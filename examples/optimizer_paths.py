@@ -1,9 +1,9 @@
-"""Six rules on four surfaces: where does each go, and does its Optax twin go there too?
+"""Six rules on four surfaces: the path of each, and the path of its Optax twin.
 
 python examples/optimizer_paths.py [--quick]      writes out/optimizer_paths.png
 
-The twins differ by rounding alone. Let rmsprop run on in Beale's narrow valley, and it bounces
-between the sides chaotically, so that rounding soon shows; here it stops before.
+The twins differ by rounding alone. After more steps, rmsprop bounces chaotically between the sides
+of Beale's narrow valley, and rounding becomes visible. Here it stops before.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 import fnn
 
-# Not the best rates, but those that show what a rule is like.
+# These are not the best rates. They show the character of each rule.
 RULES = {  # rates on the four SURFACES
     "sgd": (0.006, 0.0012, 0.03, 0.18),
     "momentum": (0.001, 0.0003, 0.01, 0.02),
@@ -36,7 +36,7 @@ TWIN = {"label": "the same by Optax", "color": "black", "lw": 0.9, "ls": (0, (1,
 
 
 class Surface(NamedTuple):
-    """A function of the plane, the piece of it to draw, and what to mark on it."""
+    """A function of x and y, the ranges to draw, and the points to mark."""
 
     height: Callable[[Any, Any], Any]
     x: tuple[float, float]
@@ -55,7 +55,7 @@ def rosenbrock(x, y):
 
 
 def saddle(x, y):
-    return x**2 - jnp.minimum(y**2, 4)  # flat beyond the picture, lest the paths run to infinity
+    return x**2 - jnp.minimum(y**2, 4)  # flat outside the picture, so that paths stay finite
 
 
 def valley(x, y):
@@ -71,7 +71,7 @@ SURFACES = {
 
 
 def path(surface: Surface, optimizer: Any, steps: int) -> jax.Array:
-    """Every point a rule visits, the start included: one scan."""
+    """-> [steps + 1, 2]: the points that a rule visits, the start included, by one scan."""
 
     def step(carry, _):
         params, state = carry
@@ -94,7 +94,7 @@ def key() -> list[Line2D]:
 
 
 def main(quick: bool = False, out: Path = Path("out")) -> None:
-    """Follow each rule and its twin down each surface, and draw one on top of the other."""
+    """Run each rule and its twin on each surface, and draw their paths on top of each other."""
     run = jax.jit(path, static_argnums=(0, 1, 2))
     figure = Figure(figsize=(32 / 3, 9.8), dpi=150)
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)

@@ -1,7 +1,7 @@
-"""A run that is killed, goes on, and ends as if nothing had happened, bit for bit.
+"""A run that is killed and resumed ends bit for bit like an uninterrupted run.
 
-Another process trains with a checkpoint after every chunk and is killed with SIGKILL in the
-middle; the same call here goes on from what it left.
+Another process trains with a checkpoint after every chunk of epochs. It is killed by SIGKILL in the
+middle of its run. The same call in this process resumes from its last checkpoint.
 
 python examples/resume.py [--quick]
 """
@@ -19,7 +19,6 @@ import tyro
 import fnn
 
 DIGITS = fnn.datasets.digits()
-OPTIMIZER = fnn.averaged(fnn.adamw(1e-3), 0.99)
 
 
 def loss_fn(params, batch, key):
@@ -37,8 +36,8 @@ def validate(ts, rows):
 
 
 def run(folder, epochs, log=None):
-    step = fnn.make_train_step(loss_fn, OPTIMIZER, clip_norm=1.0)
-    ts = fnn.train_init(fnn.mlp_init(jax.random.key(0), (64, 128, 10)), OPTIMIZER)
+    step = fnn.make_train_step(loss_fn, fnn.averaged(fnn.adamw(1e-3), 0.99), clip_norm=1.0)
+    ts = step.init(fnn.mlp_init(jax.random.key(0), (64, 128, 10)))
     return fnn.train(
         step,
         ts,
@@ -56,7 +55,7 @@ def run(folder, epochs, log=None):
 
 
 def killed(folder: Path, epochs: int) -> None:
-    """Train in another process until its first checkpoint is there, and kill it."""
+    """Train in another process, and kill it when its first checkpoint exists."""
     program = f"from resume import *; run({str(folder)!r}, {epochs})"
     child = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parent)
     while child.poll() is None and not list(folder.glob("step_*.safetensors")):
@@ -66,7 +65,7 @@ def killed(folder: Path, epochs: int) -> None:
 
 
 def main(quick: bool = False) -> None:
-    """Kill a run, go on, compare with one that was left alone."""
+    """Kill a run, resume it, and compare it with an uninterrupted run."""
     epochs = 40 if quick else 400
     with tempfile.TemporaryDirectory() as folder:
         killed(Path(folder), epochs)

@@ -1,7 +1,7 @@
 """A straight stack of layers as one value, in the manner of stax, on top of plain functions.
 
-A layer here is a pair: init(key, in_dim) -> (params, out_dim), and apply(params, x, key) -> y.
-Nothing in fnn needs it; it shows how little another style takes.
+Here a layer is a pair: init(key, in_dim) -> (params, out_dim), and apply(params, x, key) -> y.
+fnn itself does not use this style. The example shows that it takes few lines.
 
 python examples/sequential.py [--quick]
 """
@@ -46,12 +46,11 @@ def sequential(*layers):
 
 
 def main(quick: bool = False) -> None:
-    """Train a stack on the digits and print its test accuracy."""
+    """Train a stack of layers on digits, and print its test accuracy."""
     init, apply = sequential(
         dense(128, w_init=fnn.kaiming_normal), elementwise(fnn.relu), dropout(0.2), dense(10)
     )
     data = fnn.datasets.digits()
-    optimizer = fnn.nesterov(0.1)
 
     def loss_fn(params, batch, key):
         return fnn.cross_entropy(apply(params, batch[0], key), batch[1])
@@ -59,8 +58,8 @@ def main(quick: bool = False) -> None:
     @jax.jit
     def run(key):
         params, _ = init(key, 64)
-        ts = fnn.train_init(params, optimizer)
-        step = fnn.make_train_step(loss_fn, optimizer)
+        step = fnn.make_train_step(loss_fn, fnn.nesterov(0.1))
+        ts = step.init(params)
         return fnn.fit(step, ts, data.train, key, epochs=2 if quick else 20, batch_size=64)
 
     ts, _ = run(jax.random.key(0))

@@ -1,4 +1,4 @@
-"""fnn and Optax in one another, four ways, on the digits.
+"""fnn's and Optax's optimizers combined in four ways, on digits.
 
 python examples/with_optax.py [--quick]
 """
@@ -18,7 +18,7 @@ def loss_fn(params, batch, key):
 
 
 def main(quick: bool = False) -> None:
-    """Train with each and print the test accuracy."""
+    """Train with each optimizer, and print the test accuracy."""
     epochs = 2 if quick else 20
     steps = epochs * 17
     ways = {
@@ -40,8 +40,8 @@ def main(quick: bool = False) -> None:
         @jax.jit
         def run(key, optimizer=optimizer):
             init_key, fit_key = jax.random.split(key)
-            ts = fnn.train_init(fnn.mlp_init(init_key, (64, 128, 10)), optimizer)
             step = fnn.make_train_step(loss_fn, optimizer)
+            ts = step.init(fnn.mlp_init(init_key, (64, 128, 10)))
             ts, _ = fnn.fit(step, ts, data.train, fit_key, epochs=epochs, batch_size=64)
             x, labels = data.test
             return fnn.accuracy(fnn.mlp(ts.params, x), labels).mean()

@@ -1,4 +1,4 @@
-"""Write fnn/datasets/digits.npz from scikit-learn's copy of the UCI digits, with the fixed split.
+"""Write fnn/data/datasets/digits.npz from scikit-learn's UCI digits, with the fixed split.
 
     pip install scikit-learn && python scripts/make_digits.py
 
@@ -14,4 +14,4 @@ order = np.random.Generator(np.random.PCG64(0)).permutation(len(x))
 parts = dict(zip(("train", "valid", "test"), np.split(order, [1077, 1437]), strict=True))
 arrays = {f"{part}_x": x[rows].astype(np.uint8) for part, rows in parts.items()}
 arrays |= {f"{part}_labels": labels[rows].astype(np.uint8) for part, rows in parts.items()}
-np.savez_compressed("fnn/datasets/digits.npz", **arrays)
+np.savez_compressed("fnn/data/datasets/digits.npz", **arrays)
