@@ -67,7 +67,7 @@ def as_sweeps(trials, seeds):
     points = {
         name: np.repeat([t[name] for t in trials], seeds).astype(np.float32) for name in SPACE
     }
-    return np.asarray(fnn.sweep(run, keys, points=points)).reshape(len(trials), seeds).mean(1)
+    return np.asarray(fnn.sweep(run, keys, paired=points)).reshape(len(trials), seeds).mean(1)
 
 
 @jax.jit

@@ -12,6 +12,7 @@ from fnn._base._checks import (
 )
 from fnn._base._files import check_regular, lock, locked, remove_dead, write_whole
 from fnn._base._ids import as_ids
+from fnn._base._kept import kept_with, weakly
 from fnn._base._keys import check_key, fold_in, is_one_key, row_keys, split
 from fnn._base._means import weighted_mean, weighted_sum
 from fnn._base._norm import Seen, global_norm, leaf_by_leaf, seen
@@ -73,6 +74,7 @@ __all__ = [
     "fold_in",
     "global_norm",
     "is_one_key",
+    "kept_with",
     "leaf_by_leaf",
     "lock",
     "locked",
@@ -95,6 +97,7 @@ __all__ = [
     "split",
     "weighted_mean",
     "weighted_sum",
+    "weakly",
     "wide",
     "wide_dtype",
     "write_whole",

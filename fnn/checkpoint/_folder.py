@@ -4,8 +4,9 @@ The format of a file is described in ``_format.py``.
 """
 
 import hashlib
+import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,19 @@ def fingerprint(data: Any) -> str:
         digest.update(form.show(form.spec(path, leaf)).encode())
         digest.update(form.numpy_of(path, leaf).tobytes())
     return digest.hexdigest()
+
+
+def fingerprint_program(function: Callable[..., Any], *args: Any) -> str:
+    """The sha256, in hexadecimal, of what ``function(*args)`` computes: operations and constants.
+
+    The function is traced, not run; `args` may be shapes, as of ``jax.eval_shape``. Names of
+    functions, addresses and devices do not count, values of `args` neither. Another version of JAX
+    may write the same computation as other operations.
+    """
+    program = jax.make_jaxpr(function)(*args)
+    text = re.sub(r" at 0x[0-9a-f]+|\bname=\S+", "", str(program))
+    text = re.sub(r"(?m)^\s*\w*(shardings?|mesh|layouts?)=.*$", "", text)
+    return fingerprint((np.frombuffer(text.encode(), np.uint8), list(program.consts)))
 
 
 # --- a folder with the last two ---------------------------------------------------------------

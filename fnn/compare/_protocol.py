@@ -380,7 +380,7 @@ def compiled(plan: Plan, make: Make, names: Sequence[str], size: int) -> Compile
 
     def piece(parts: Parts, keys: Array, points: dict[str, Array]) -> dict[str, Any]:
         run = partial(member, plan, make, parts)
-        return sweep(run, keys, points=points)
+        return sweep(run, keys, paired=points)
 
     start = time.perf_counter()
     keys = jax.random.split(jax.random.key(0), size)

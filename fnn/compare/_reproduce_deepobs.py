@@ -119,7 +119,7 @@ def cell_of(order: Order, rule: Rule, run: Run) -> Cell:
         seeds, rates = np.resize(seeds, padded), np.resize(rates, padded).astype(np.float32)
         pieces = [slice(i, i + PIECE) for i in range(0, padded, PIECE)]
         points = [(keys(jnp.asarray(seeds[p])), {"learning_rate": rates[p]}) for p in pieces]
-        return np.concatenate([sweep(run, k, points=p) for k, p in points])[:n].astype(np.float64)
+        return np.concatenate([sweep(run, k, paired=p) for k, p in points])[:n].astype(np.float64)
 
     by_rate = losses(np.zeros(len(RATES), np.int32), RATES)
     by_rate = np.where(np.isfinite(by_rate), by_rate, np.nan)

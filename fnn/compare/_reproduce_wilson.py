@@ -139,7 +139,7 @@ def run(tell: Callable[[str], None], epochs: int = EPOCHS) -> tuple[str, dict[st
         for rule in RULES:
             tell(f"{rule.name}, {batches}: {SEEDS} runs")
             rates = {"learning_rate": np.full(SEEDS, rule.rate, np.float32)}
-            found = sweep(one_run(rule, batch_size, epochs), keys, points=rates)
+            found = sweep(one_run(rule, batch_size, epochs), keys, paired=rates)
             cells.append(Cell(rule, batches, jax.device_get(found)))
     return as_text(cells), as_numbers(cells), as_png(cells)
 

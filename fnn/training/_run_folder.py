@@ -1,6 +1,5 @@
 """The checkpoints of one run, and how a folder knows its run again."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -145,12 +144,4 @@ def _mark_of_step(step: Step, ts: TrainState, batches: Batches, key: Array) -> s
         return batches.draw(batches.in_order()[0])
 
     batch, mask = jax.eval_shape(first, batches)
-    program = jax.make_jaxpr(step)(ts, batch, key, mask)
-    return checkpoint.fingerprint((_plain_text(str(program)), list(program.consts)))
-
-
-def _plain_text(program: str) -> np.ndarray:
-    """Without addresses, names of functions, and devices, which another process may have."""
-    text = re.sub(r" at 0x[0-9a-f]+|\bname=\S+", "", program)
-    text = re.sub(r"(?m)^\s*\w*(shardings?|mesh|layouts?)=.*$", "", text)
-    return np.frombuffer(text.encode(), np.uint8)
+    return checkpoint.fingerprint_program(step, ts, batch, key, mask)

@@ -16,8 +16,8 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from fnn._base import as_count, check_key
-from fnn.training._programs import check_memory, kept_with, memory_limit, peak_bytes, weakly
+from fnn._base import as_count, check_key, kept_with, weakly
+from fnn.training._programs import check_memory, memory_limit, peak_bytes
 
 Run = Callable[..., Any]
 Call = Callable[..., Any]  # call(run, key, *shared, **point)
@@ -29,18 +29,18 @@ def sweep(
     keys: Array,
     grid: Mapping[str, ArrayLike] | None = None,
     *,
-    points: Mapping[str, ArrayLike] | None = None,
+    paired: Mapping[str, ArrayLike] | None = None,
     width: int | None = None,
 ) -> Any:
     """run(key, **point) for each of keys [n] at each point of the grid: leaves [n, *grid, ...].
 
     - `grid` is {"learning_rate": [rates], ...}. Every combination is run with every key; the axes
       of the result are in the grid's order.
-    - `points`, in place of a grid, is {"learning_rate": n rates, ...}. Point i belongs to key i:
+    - `paired`, in place of a grid, is {"learning_rate": n rates, ...}. Value i belongs to key i:
       member i is ``run(keys[i], learning_rate=rates[i])``, and leaves are [n, ...].
 
     Values are numbers that the program computes with. What shapes the program, such as a width, a
-    batch size or the name of an optimizer, is a loop of Python's around the sweep.
+    batch size or the name of an optimizer, is varied by `population`, with a program for each.
 
     The whole sweep is one XLA program. Its runs, the members, are split over all devices. On each
     device `width` members run side by side (vmap), and the groups of `width` run one after another.
@@ -58,12 +58,12 @@ def sweep(
     that call. A second call with the same function `run` compiles nothing. The program is freed
     with `run`.
     """
-    if grid is not None and points is not None:
+    if grid is not None and paired is not None:
         raise TypeError(
-            "sweep: grid and points came, expected one of them; points pair the values with the"
-            " keys, a grid combines them"
+            "sweep: grid and paired came, expected one of them; paired values belong to one key"
+            " each, those of a grid to all keys"
         )
-    return sweep_with("sweep", run, keys, grid, width, points=points)
+    return sweep_with("sweep", run, keys, grid, width, paired=paired)
 
 
 def alone(run: Run, key: Array, **point: Any) -> Any:
@@ -79,29 +79,29 @@ def sweep_with(
     width: int | None,
     shared: tuple[Any, ...] = (),
     call: Call = alone,
-    points: Mapping[str, ArrayLike] | None = None,
+    paired: Mapping[str, ArrayLike] | None = None,
 ) -> Any:
     """`sweep` of call(run, key, *shared, **point); `who` is the function that messages name.
 
     `shared` is an argument of the program, not a constant in it. So a call with other data of the
     same shapes compiles nothing. `call` is a function of a module.
     """
-    for argument, came in (("grid", grid), ("points", points)):
+    for argument, came in (("grid", grid), ("paired", paired)):
         if not isinstance(came or {}, Mapping):
             raise TypeError(
                 f"{who}: {argument} is a {type(came).__name__}, expected a dict such as"
                 ' {"learning_rate": [0.1, 0.2]}'
             )
-    paired = {name: _values(who, name, values) for name, values in (points or {}).items()}
+    pairs = {name: _values(who, name, values) for name, values in (paired or {}).items()}
     gridded = {name: _values(who, name, values) for name, values in (grid or {}).items()}
     typed = _check_keys(who, keys)
-    for name, v in paired.items():
+    for name, v in pairs.items():
         if v.shape[0] != keys.shape[0]:
             raise ValueError(
                 f"{who}: {name} has {v.shape[0]} values for {keys.shape[0]} keys, expected one for"
-                " each: points are pairs of a key and values"
+                " each, because they are paired"
             )
-    values, axes = paired | gridded, (*(0 for _ in paired), *range(1, 1 + len(gridded)))
+    values, axes = pairs | gridded, (*(0 for _ in pairs), *range(1, 1 + len(gridded)))
     devices = jax.devices()
     members = math.prod(_sizes(keys, axes, tuple(values.values())))
     by_memory = width is None
@@ -192,13 +192,13 @@ def _sizes(keys: Array, axes: tuple[int, ...], values: tuple[Array, ...]) -> lis
 
 
 def _values(who: str, name: str, values: ArrayLike) -> Array:
-    """The values of one name of the grid or the points."""
+    """The values of one name of the grid, or paired ones."""
     if not isinstance(values, Array):
         values = np.asarray(values)
         if values.dtype.kind not in "biufcV":
             raise TypeError(
-                f"{who}: {name} has the values {str(values.tolist())[:60]}, expected numbers; loop"
-                " over words and functions in Python, with a sweep for each"
+                f"{who}: {name} has the values {str(values.tolist())[:60]}, expected numbers; words"
+                " and functions are for fnn.population, which makes a program for each"
             )
     values = jnp.asarray(values)
     if values.ndim == 0 or values.shape[0] == 0:
@@ -251,8 +251,8 @@ def _program(who: str, call: Call, run_of: Callable[[], Run]) -> Callable[..., A
             names = [name for name in point if name.isidentifier()]
             raise TypeError(
                 f"{who}: the run needs the value of its key or one of {names} while it is traced;"
-                " values of the grid cannot be sizes, epochs or conditions of Python's: loop over"
-                f" those in Python, with a sweep for each ({text.splitlines()[0]:.200})"
+                " values of the grid cannot be sizes, epochs or conditions of Python's: vary those by"
+                f" fnn.population with search.Static ({text.splitlines()[0]:.200})"
             ) from error
 
     return jax.jit(partial(_sweep, run), static_argnums=(0, 1, 2, 3))

@@ -30,12 +30,14 @@ from fnn._base import (
     Params,
     check_at_least_1,
     check_range,
+    kept_with,
     paths,
     reporter,
+    weakly,
 )
 from fnn.training._loops import Validate, batches_of_run, epoch_of, run_epochs, validated
 from fnn.training._nonfinite import POLICIES, describe_bad
-from fnn.training._programs import Compiler, Program, kept_with, weakly
+from fnn.training._programs import Compiler, Program
 from fnn.training._rows import Batches, Tail
 from fnn.training._run_folder import History, RunFolder, fresh, marks_of_run, opened
 from fnn.training._sharding import mesh_of, on_the_same

@@ -21,8 +21,9 @@ MAY_IMPORT = {
     "_base": set(),
     **{wing: {"_base"} for wing in PIECES - {"_base"}},
     "training": PIECES,
+    "search": PIECES | {"training"},
     "inspect": PIECES | {"training"},
-    "compare": PIECES | {"training", "inspect"},
+    "compare": PIECES | {"training", "search", "inspect"},
 }
 WINGS = sorted(MAY_IMPORT.keys() - {"_base"})
 COMMAND = "fnn.__main__"  # calls the entry point of pyproject.toml, which is in a file of a wing

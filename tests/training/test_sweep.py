@@ -53,7 +53,7 @@ def test_a_member_is_its_solo_run_bit_for_bit(name):
 
 def test_points_are_pairs_of_a_key_and_values():
     """On eight CPU devices, bit for bit, as the members of a grid."""
-    together, alone = fnn.sweep(solo("adam"), KEYS, points={"learning_rate": RATES}), swept("adam")
+    together, alone = fnn.sweep(solo("adam"), KEYS, paired={"learning_rate": RATES}), swept("adam")
     for i in range(3):
         chex.assert_trees_all_equal(member(together, i), member(alone, i, i))
 
@@ -64,11 +64,11 @@ def test_each_name_of_the_points_has_the_value_of_its_key(width):
         return {"z": z, "a": a, "bits": jax.random.bits(key)}
 
     z, a = np.array([3.0, 1.0, 2.0]), np.arange(6).reshape(3, 2)
-    result = fnn.sweep(label, KEYS, points={"z": z, "a": a}, width=width)
+    result = fnn.sweep(label, KEYS, paired={"z": z, "a": a}, width=width)
     bits = jax.vmap(jax.random.bits)(KEYS)
     chex.assert_trees_all_equal(result, {"z": jnp.asarray(z), "a": jnp.asarray(a), "bits": bits})
     with jax.disable_jit():
-        chex.assert_trees_all_equal(fnn.sweep(label, KEYS, points={"z": z, "a": a}), result)
+        chex.assert_trees_all_equal(fnn.sweep(label, KEYS, paired={"z": z, "a": a}), result)
 
 
 def test_points_are_traced_once_for_all_values():
@@ -79,7 +79,7 @@ def test_points_are_traced_once_for_all_values():
         return jax.random.normal(key) * learning_rate
 
     for rates in ([0.1, 0.2, 0.3], [0.3, 0.4, 0.5]):
-        fnn.sweep(counted, KEYS, points={"learning_rate": rates})
+        fnn.sweep(counted, KEYS, paired={"learning_rate": rates})
     assert len(traces) == 1
 
 
@@ -257,11 +257,11 @@ def test_cores_are_all_used():
         (lambda: fnn.sweep(run, KEYS, {"learning_rate": 0.1}), r"sweep: learning_rate has shape \(\), expected at least one value"),
         (lambda: fnn.sweep(run, KEYS, {"learning_rate": []}), r"sweep: learning_rate has shape \(0,\)"),
         (
-            lambda: fnn.sweep(run, KEYS, points={"learning_rate": [0.1, 0.2]}),
+            lambda: fnn.sweep(run, KEYS, paired={"learning_rate": [0.1, 0.2]}),
             "sweep: learning_rate has 2 values for 3 keys, expected one for each",
         ),
         (
-            lambda: fnn.sweep(run, KEYS, points={"learning_rate": 0.1}),
+            lambda: fnn.sweep(run, KEYS, paired={"learning_rate": 0.1}),
             r"sweep: learning_rate has shape \(\), expected at least one value",
         ),
         (lambda: fnn.sweep(run, KEYS, width=0), "sweep: width is 0, expected at least 1"),
@@ -306,7 +306,7 @@ def test_a_member_again_alone_with_its_whole_history():
     def last_loss(key, learning_rate):
         return solo("adam")(key, learning_rate)[1]["loss"][-1, -1]
 
-    kept = fnn.sweep(last_loss, KEYS, points={"learning_rate": RATES})
+    kept = fnn.sweep(last_loss, KEYS, paired={"learning_rate": RATES})
     for i in range(3):
         _, history = jax.jit(solo("adam"))(KEYS[i], RATES[i])
         np.testing.assert_array_equal(kept[i], history["loss"][-1, -1])
