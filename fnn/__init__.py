@@ -1,10 +1,11 @@
 """Functional neural networks for JAX: everything is a pure function of plain arrays.
 
 What a program needs is here, flat. The rest is reached through its wing: ``fnn.nn``, ``fnn.optim``,
-``fnn.data``, ``fnn.training``, ``fnn.checkpoint``, ``fnn.inspect``, ``fnn.compare``.
+``fnn.data``, ``fnn.training``, ``fnn.search``, ``fnn.checkpoint``, ``fnn.inspect`` and
+``fnn.compare``.
 """
 
-from fnn import checkpoint, compare, data, inspect, nn, optim, training
+from fnn import checkpoint, compare, data, inspect, nn, optim, search, training
 from fnn.data import augment, datasets
 from fnn.inspect import diagnostics, plots, summary
 from fnn.nn import (
@@ -74,6 +75,7 @@ from fnn.optim import (
     schedules,
     sgd,
 )
+from fnn.search import design, population, race
 from fnn.training import (
     EarlyStopping,
     check_finite,
@@ -186,6 +188,11 @@ __all__ = [  # noqa: RUF022
     "train",
     "train_on_batches",
     "use_all_cores",
+    # many runs
+    "search",
+    "design",
+    "population",
+    "race",
     # files, pictures, the instrument
     "checkpoint",
     "inspect",

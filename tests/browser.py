@@ -17,6 +17,7 @@ FLAGS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-dev-shm-usage",  # small in many containers
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
@@ -24,7 +25,7 @@ FLAGS = (
     "--disable-sync",
     "--remote-debugging-pipe",
 )
-SECONDS = 60  # until an answer is given up
+SECONDS = 180  # until an answer is given up
 
 
 def chromium():

@@ -15,7 +15,7 @@ from fnn._base._ids import as_ids
 from fnn._base._kept import kept_with, weakly
 from fnn._base._keys import check_key, fold_in, is_one_key, row_keys, split
 from fnn._base._means import weighted_mean, weighted_sum
-from fnn._base._norm import Seen, global_norm, leaf_by_leaf, seen
+from fnn._base._norm import Seen, global_norm, leaf_by_leaf, leaves_apart, seen
 from fnn._base._numerics import (
     abs_square,
     as_number,
@@ -29,7 +29,7 @@ from fnn._base._numerics import (
     wide,
     wide_dtype,
 )
-from fnn._base._terminal import Interrupts, bar, console, reporter
+from fnn._base._terminal import Interrupts, bar, console, counter, reporter
 from fnn._base._trees import (
     check_mask,
     check_patterns,
@@ -69,6 +69,7 @@ __all__ = [
     "console",
     "converted",
     "count",
+    "counter",
     "decayed",
     "fits",
     "fold_in",
@@ -76,6 +77,7 @@ __all__ = [
     "is_one_key",
     "kept_with",
     "leaf_by_leaf",
+    "leaves_apart",
     "lock",
     "locked",
     "matching",
@@ -95,9 +97,9 @@ __all__ = [
     "seen",
     "seldom",
     "split",
+    "weakly",
     "weighted_mean",
     "weighted_sum",
-    "weakly",
     "wide",
     "wide_dtype",
     "write_whole",

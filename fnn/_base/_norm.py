@@ -2,6 +2,7 @@
 
 On a CPU or a TPU the usual case is one pass over joined leaves, and the rest a branch. On a GPU,
 whose host would wait for a branch, all of it is one reduction: there the number of kernels counts.
+Leaves that are split over devices are not joined, see `leaves_apart`.
 """
 
 import functools
@@ -16,6 +17,9 @@ from jax import Array, lax
 from fnn._base._branch import seldom
 from fnn._base._numerics import safe_divide, wide
 from fnn._base._types import Params
+
+# Whether what is traced joins no leaves: joining leaves that are split over devices gathers them.
+leaves_apart = jax.make_user_context(False)
 
 
 @jax.custom_jvp
@@ -170,8 +174,8 @@ def _groups(leaves: Sequence[Array]) -> list[list[int]]:
 
     XLA reads up to 24 where they are; of more it makes a copy first.
     """
-    numbers = list(range(len(leaves)))
-    return [numbers[i : i + 24] for i in range(0, len(numbers), 24)]
+    numbers, most = list(range(len(leaves))), 1 if leaves_apart.value else 24
+    return [numbers[i : i + most] for i in range(0, len(numbers), most)]
 
 
 def _squares(x: Array) -> tuple[Array, ...]:
@@ -179,14 +183,15 @@ def _squares(x: Array) -> tuple[Array, ...]:
 
 
 def _reduced(sums: Sequence[Array], least: Sequence[Array]) -> Any:
-    """The sums of some vectors and the least numbers of others, as one reduction."""
+    """The sums of some arrays and the least numbers of others, as one reduction."""
     zeros = [jnp.zeros((), x.dtype) for x in sums]
     largest = [jnp.array(jnp.iinfo(x.dtype).max, x.dtype) for x in least]
 
     def both(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, ...]:
         return _together([a, b], len(sums))
 
-    return lax.reduce((*sums, *least), (*zeros, *largest), both, (0,))
+    axes = range((*sums, *least)[0].ndim)
+    return lax.reduce((*sums, *least), (*zeros, *largest), both, axes)
 
 
 def _together(parts: Sequence[tuple[Array, ...]], sums: int) -> tuple[Array, ...]:
@@ -199,6 +204,8 @@ def _together(parts: Sequence[tuple[Array, ...]], sums: int) -> tuple[Array, ...
 
 
 def _joined(leaves: Sequence[Array]) -> Array:
+    if leaves_apart.value and len(leaves) == 1:
+        return leaves[0]
     return jnp.concatenate([leaf.ravel() for leaf in leaves])
 
 
@@ -211,8 +218,8 @@ def _small_and_large(leaves: Sequence[Array]) -> tuple[list[int], list[int]]:
     Kernels cost more than copies of what is small.
     """
     numbers = range(len(leaves))
-    small = [i for i in numbers if leaves[i].size <= SMALL]
-    return small, [i for i in numbers if leaves[i].size > SMALL]
+    small = [i for i in numbers if leaves[i].size <= SMALL and not leaves_apart.value]
+    return small, [i for i in numbers if i not in small]
 
 
 def _first_not_finite(leaves: list[Array]) -> Array:

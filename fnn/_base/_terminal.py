@@ -1,6 +1,7 @@
 """The terminal and the system: a progress bar or lines, Ctrl-C and SIGTERM."""
 
 import atexit
+import datetime
 import signal
 import sys
 import threading
@@ -103,29 +104,46 @@ def bar(
 @contextmanager
 def reporter(epochs: int, done: int, show: bool) -> Iterator[Report]:
     """report(epoch, metrics): a bar on a terminal, else a line every 5 s; nothing unless `show`."""
-    if not show or sys.stderr is None:
-        yield lambda epoch, metrics: None
-    elif sys.stderr.isatty():
-        with bar(epochs, done) as show_bar:
-            yield lambda epoch, metrics: show_bar(epoch + 1, _said(metrics))
-    else:
-        with _lines(epochs) as report:
-            yield report
+    with counter("epoch", epochs, done, show) as say:
+        yield lambda epoch, metrics: say(epoch + 1, _said(metrics))
 
 
 @contextmanager
-def _lines(epochs: int) -> Iterator[Report]:
-    last, waiting = -float("inf"), ""
+def counter(
+    what: str, total: int, done: int, show: bool, *, timed: bool = False
+) -> Iterator[Callable[[int, str], None]]:
+    """say(done, text): a bar on a terminal, else a line every 5 s; nothing unless `show`.
 
-    def report(epoch: int, metrics: dict[str, float]) -> None:
+    `what` is counted, such as "epoch". `timed` lines have the time left, as the bar has.
+    """
+    if not show or sys.stderr is None:
+        yield lambda done, text: None
+    elif sys.stderr.isatty():
+        with bar(total, done) as say:
+            yield say
+    else:
+        with _lines(what, total, done, timed) as say:
+            yield say
+
+
+@contextmanager
+def _lines(what: str, total: int, first: int, timed: bool) -> Iterator[Callable[[int, str], None]]:
+    last, waiting, began = -float("inf"), "", time.monotonic()
+
+    def say(done: int, text: str) -> None:
         nonlocal last, waiting
-        waiting = f"epoch {epoch + 1}/{epochs}  {_said(metrics)}"
-        if time.monotonic() - last >= LINE_SECONDS:
+        now = time.monotonic()
+        parts = [f"{what} {done}/{total}", text]
+        if timed and first < done < total:
+            seconds = round((now - began) / (done - first) * (total - done))
+            parts.append(f"{datetime.timedelta(seconds=seconds)} left")
+        waiting = "  ".join(filter(None, parts))
+        if now - last >= LINE_SECONDS:
             print(waiting, file=sys.stderr)
-            last, waiting = time.monotonic(), ""
+            last, waiting = now, ""
 
-    yield report
-    if waiting:  # the last epoch, whatever ended the run
+    yield say
+    if waiting:  # the last one, whatever ended the loop
         print(waiting, file=sys.stderr)
 
 

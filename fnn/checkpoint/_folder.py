@@ -107,7 +107,25 @@ def fingerprint_program(function: Callable[..., Any], *args: Any) -> str:
     program = jax.make_jaxpr(function)(*args)
     text = re.sub(r" at 0x[0-9a-f]+|\bname=\S+", "", str(program))
     text = re.sub(r"(?m)^\s*\w*(shardings?|mesh|layouts?)=.*$", "", text)
-    return fingerprint((np.frombuffer(text.encode(), np.uint8), list(program.consts)))
+    return fingerprint((np.frombuffer(text.encode(), np.uint8), list(_arrays_of(program))))
+
+
+def _arrays_of(part: Any) -> Iterator[Any]:
+    """The arrays in a program, also in the programs that its operations hold, as those of jit."""
+    from jax.extend.core import ClosedJaxpr, Jaxpr, Literal  # slow to import
+
+    if isinstance(part, ClosedJaxpr):
+        yield from part.consts
+        part = part.jaxpr
+    if isinstance(part, Jaxpr):
+        for operation in part.eqns:
+            yield from (
+                v.val for v in operation.invars if isinstance(v, Literal) and np.ndim(v.val)
+            )
+            for inner in jax.tree.leaves(operation.params):
+                yield from _arrays_of(inner)
+    elif isinstance(part, np.ndarray | jax.Array):
+        yield part
 
 
 # --- a folder with the last two ---------------------------------------------------------------

@@ -12,7 +12,7 @@ change. pyplot is not used: no window opens, and there is no global state.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,22 @@ from jax.typing import ArrayLike
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+class _FoundRate(Protocol):
+    """The fields of what `fnn.search.lr_find` returns that are drawn."""
+
+    @property
+    def rates(self) -> ArrayLike: ...
+    @property
+    def losses(self) -> ArrayLike: ...
+    @property
+    def median(self) -> ArrayLike: ...
+    @property
+    def diverged(self) -> ArrayLike: ...
+    @property
+    def suggestion(self) -> float | None: ...
+
 
 # The colours of Okabe & Ito, which colour-blind readers can tell apart; without yellow, with black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -65,6 +81,50 @@ def learning_curves(
         ax.plot(np.arange(1, len(y) + 1), y, color=_next_colour(ax), label=name)
     ax.set(xlabel="epoch", ylabel=ylabel)
     return _finished(ax)
+
+
+def lr_find(found: _FoundRate, ax: "Axes | None" = None, *, ylabel: str = "loss (nats)") -> "Axes":
+    """What `fnn.search.lr_find` found -> Axes: the loss at each rate, and the rate suggested.
+
+    A thin line for each seed, a thick line for the median, and a dashed line at the suggestion. The
+    rates at which a seed diverged are shaded. Losses far above those at the lowest rate are cut
+    off. The scales are logarithmic; that of the losses is linear if a loss is 0 or less.
+    """
+    ax = _axes(ax)
+    rates = _checked("lr_find: rates", found.rates, (1,), "[rates]")
+    losses = _checked("lr_find: losses", found.losses, (2,), "[seeds, rates]", last=len(rates))
+    losses = np.where(np.isfinite(losses), losses, np.nan)
+    colour = _next_colour(ax)
+    for each in losses:
+        ax.plot(rates, each, color=colour, linewidth=0.8, alpha=0.4)
+    median = np.where(np.isfinite(found.median), found.median, np.nan)
+    label = f"median of {len(losses)} seeds" if len(losses) > 1 else "loss"
+    ax.plot(rates, median, color=colour, linewidth=2, label=label)
+    step = np.sqrt(rates[1:] / rates[:-1])
+    left, right = rates / np.append(step[:1], step), rates * np.append(step, step[-1:])
+    for i in np.flatnonzero(np.asarray(found.diverged).any(0)):
+        ax.axvspan(left[i], right[i], color="0.93", linewidth=0, zorder=0)
+    if found.suggestion is not None:
+        label = f"suggestion: {found.suggestion:.3g}"
+        ax.axvline(found.suggestion, color=_of(COLOURS, 1), linestyle="--", label=label)
+    _cut(ax, losses)
+    ax.set(xlabel="learning rate", ylabel=ylabel, xscale="log", xlim=(left[0], right[-1]))
+    return _finished(ax)
+
+
+def _cut(ax: "Axes", losses: np.ndarray) -> None:
+    """The limits of the losses [seeds, rates], NaN where there is none."""
+    drawn = losses[np.isfinite(losses)]
+    if not drawn.size:
+        return
+    start = losses[:, 0][np.isfinite(losses[:, 0])]
+    low, high = drawn.min(), start.max() if start.size else drawn.max()
+    if low > 0:
+        ax.set_yscale("log")
+        gain = max(high / low, 1.05)
+        ax.set_ylim(low / gain**0.1, high * gain**0.3)
+    elif high > low:
+        ax.set_ylim(low - 0.1 * (high - low), high + 0.3 * (high - low))
 
 
 def decision_boundary(

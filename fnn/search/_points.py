@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from fnn._base import as_count, check_key, number_of
 
@@ -36,9 +37,7 @@ class Range:
                 f"Range: {self.low} to {self.high}, expected two finite numbers, the smaller first"
             )
         if self.scale not in ("linear", "log", "log1m"):
-            raise ValueError(
-                f"Range: scale is {self.scale!r}, expected 'linear', 'log' or 'log1m'"
-            )
+            raise ValueError(f"Range: scale is {self.scale!r}, expected 'linear', 'log' or 'log1m'")
         if self.scale == "log" and self.low <= 0:
             raise ValueError(f"Range: low is {self.low}, expected > 0 on a log scale")
         if self.scale == "log1m" and self.high >= 1:
@@ -46,11 +45,14 @@ class Range:
 
     def at(self, fraction: float) -> float:
         """The number at this fraction of the way, 0 to 1, on the scale."""
+        low, high, rest = float(self.low), float(self.high), 1 - fraction
         if self.scale == "linear":
-            return self.low + fraction * (self.high - self.low)
-        if self.scale == "log":
-            return self.low * (self.high / self.low) ** fraction
-        return 1 - (1 - self.low) * ((1 - self.high) / (1 - self.low)) ** fraction
+            value = rest * low + fraction * high
+        elif self.scale == "log":
+            value = math.exp(rest * math.log(low) + fraction * math.log(high))
+        else:
+            value = -math.expm1(rest * math.log1p(-low) + fraction * math.log1p(-high))
+        return min(max(value, low), high)  # rounding leaves the range at its ends
 
 
 class Static:
@@ -84,15 +86,19 @@ def sample(
     count = as_count("sample", "count", count)
     seed = as_count("sample", "seed", seed, least=0)
     if not isinstance(space, Mapping) or not space:
-        raise TypeError(f"sample: space is {space!r:.60}, expected a dict such as {{'rate': Range(0.1, 1)}}")
+        raise TypeError(
+            f"sample: space is {space!r:.60}, expected a dict such as"
+            ' {"learning_rate": Range(1e-4, 1, "log")}'
+        )
     if how not in ("sobol", "random"):
         raise ValueError(f"sample: how is {how!r}, expected 'sobol' or 'random'")
-    choices = {name: _to_choose("sample", name, values) for name, values in space.items()}
+    choices = {name: to_choose("sample", name, values) for name, values in space.items()}
+    rng = np.random.default_rng(seed)
     if how == "sobol":
-        engine = qmc.Sobol(len(space), rng=np.random.default_rng(seed))
+        engine = qmc.Sobol(len(space), seed=rng)  # pyright: ignore[reportCallIssue], named rng from SciPy 1.15 on
         drawn = engine.random_base2(math.ceil(math.log2(count)))[:count]
     else:
-        drawn = np.random.default_rng(seed).random((count, len(space)))
+        drawn = rng.random((count, len(space)))
     return [
         {
             name: choice.at(float(fraction))
@@ -104,7 +110,8 @@ def sample(
     ]
 
 
-def _to_choose(who: str, name: str, values: Any) -> Range | list[Any]:
+def to_choose(who: str, name: str, values: Any) -> Range | list[Any]:
+    """A range as it is, else the list of values, each in a `Static` if they came in one."""
     if isinstance(values, Range):
         return values
     if isinstance(values, Static):
@@ -150,6 +157,11 @@ class Plan:
         """How many there are."""
         return self.keys.shape[0] * len(self.points)
 
+    @property
+    def named_axes(self) -> dict[str, list[Any]]:
+        """All axes, each with its values; those of "key" are the numbers of the keys."""
+        return {"key": list(range(self.keys.shape[0]))} | self.axes
+
 
 def plan_of(
     who: str,
@@ -171,13 +183,15 @@ def plan_of(
                 ' {"learning_rate": [0.1, 0.2]}'
             )
         listed = {n: _listed_or_static(who, n, v) for n, v in (grid or {}).items()}
-        axes = {name: [_bare(value) for value in values] for name, values in listed.items()}
+        axes = {name: [bare_value(value) for value in values] for name, values in listed.items()}
         rows = [dict(zip(listed, row, strict=True)) for row in itertools.product(*listed.values())]
     else:
         rows = _rows(who, points)
         axes = {"point": list(range(len(rows)))}
-    static = frozenset(name for name in rows[0] if any(_shapes(row[name]) for row in rows))
-    bare = [{name: _bare(value) for name, value in row.items()} for row in rows]
+    for name, value in itertools.chain.from_iterable(row.items() for row in rows):
+        _check_value(who, name, value)
+    static = frozenset(name for name in rows[0] if any(shapes_program(row[name]) for row in rows))
+    bare = [{name: bare_value(value) for name, value in row.items()} for row in rows]
     return Plan(keys, axes, bare, static)
 
 
@@ -188,7 +202,7 @@ def _listed_or_static(who: str, name: str, values: Any) -> list[Any]:
 
 
 def _rows(who: str, points: Any) -> list[Point]:
-    if isinstance(points, Mapping):
+    if isinstance(points, Mapping) and points:
         listed = {name: _listed_or_static(who, name, v) for name, v in points.items()}
         sizes = {name: len(values) for name, values in listed.items()}
         if len(set(sizes.values())) != 1:
@@ -197,20 +211,31 @@ def _rows(who: str, points: Any) -> list[Point]:
     if not isinstance(points, Sequence) or isinstance(points, str) or not points:
         raise TypeError(f"{who}: points is {points!r:.60}, expected a list of dicts")
     for i, point in enumerate(points):
-        if not isinstance(point, Mapping) or point.keys() != points[0].keys():
-            names = sorted(point) if isinstance(point, Mapping) else point
+        if not isinstance(point, Mapping):
+            raise TypeError(f"{who}: point {i} is {point!r:.60}, expected a dict")
+        if point.keys() != points[0].keys():
             raise ValueError(
-                f"{who}: point {i} has {names}, expected the names of point 0,"
-                f" {sorted(points[0]) if isinstance(points[0], Mapping) else points[0]}"
+                f"{who}: point {i} has {sorted(point)}, expected the names of point 0,"
+                f" {sorted(points[0])}"
             )
-    return [dict(point) for point in points]
+    return [{name: point[name] for name in points[0]} for point in points]
 
 
-def _bare(value: Any) -> Any:
+def _check_value(who: str, name: str, value: Any) -> None:
+    if isinstance(value, Range):
+        raise TypeError(
+            f"{who}: {name} is {value}, expected a value; fnn.search.sample draws points of ranges"
+        )
+    if isinstance(value, Static) and len(value.values) != 1:
+        raise TypeError(f"{who}: {name} is {value} at a point, expected one value in it")
+
+
+def bare_value(value: Any) -> Any:
+    """The value without its `Static`."""
     return value.values[0] if isinstance(value, Static) else value
 
 
-def _shapes(value: Any) -> bool:
+def shapes_program(value: Any) -> bool:
     """Whether a value shapes the program: it stands in a `Static`, or is no number and no array."""
     if isinstance(value, Static):
         return True
@@ -224,6 +249,10 @@ def check_distinct_keys(who: str, keys: Any) -> None:
     if not isinstance(keys, Array | np.ndarray):
         raise TypeError(
             f"{who}: keys came as {keys!r:.60}, expected [n], as jax.random.split(key, n) gives"
+        )
+    if isinstance(keys, Tracer):
+        raise TypeError(
+            f"{who}: keys are traced, expected values: inside jit and vmap use fnn.sweep"
         )
     typed = jax.numpy.issubdtype(keys.dtype, jax.dtypes.prng_key)
     if keys.ndim != (1 if typed else 2) or keys.shape[0] == 0:

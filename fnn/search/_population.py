@@ -1,13 +1,13 @@
 """What came out of many runs: values with named axes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from fnn._base import paths
-from fnn.search._points import Plan, Point
+from fnn.search._points import Point
 
 Mode = Literal["min", "max"]
 
@@ -32,6 +32,7 @@ class Population:
     `axes`: the axes by name, each with its values: "key", then those of the grid, or "point".
     `points`: the points, in the order of the axes behind "key".
     `done`: bool [n, *axes], which members have run. Of others floats are NaN, other numbers 0.
+    `unfinished`: parts (i, n) of which members are missing, as `read_population` finds them.
     """
 
     values: Any
@@ -39,6 +40,7 @@ class Population:
     points: list[Point]
     done: np.ndarray
     again: Callable[[int], Any] | None = field(default=None, repr=False)  # a member, run alone
+    unfinished: Sequence[tuple[int, int]] = ()
 
     def __getitem__(self, name: str) -> Any:
         """The values of this name."""
@@ -47,8 +49,18 @@ class Population:
     def __repr__(self) -> str:
         """One line, without the arrays."""
         axes = ", ".join(f"{name} {len(values)}" for name, values in self.axes.items())
-        named = list(paths(self.values)) if isinstance(self.values, Mapping) else "..."
-        return f"Population(axes: {axes}; {int(self.done.sum())} of {self.done.size} done; {named})"
+        named = ", ".join(path or "value" for path in paths(self.values))
+        done = f"{self.done.sum()} of {self.done.size} runs done"
+        if self.missing:
+            done += f"; missing: {_ranges(self.missing)}"
+        if self.unfinished:
+            done += f", of part {', '.join(map(str, self.unfinished))}"
+        return f"Population(axes: {axes}; {done}; values: {named})"
+
+    @property
+    def missing(self) -> list[int]:
+        """The numbers of the members that have not run."""
+        return np.flatnonzero(~self.done.ravel()).tolist()
 
     def best(self, name: str, mode: Mode | None = None) -> BestPoint:
         """The best point by the mean over the keys of a scalar that the runs returned.
@@ -61,7 +73,8 @@ class Population:
         if mode not in ("min", "max"):
             raise ValueError(f"best: mode is {mode!r}, expected 'min' or 'max'")
         values = self._scalar("best", name).reshape(self.done.shape[0], -1)
-        means = np.where(self.done.reshape(values.shape), values, np.nan).mean(axis=0)
+        with np.errstate(invalid="ignore"):  # inf - inf
+            means = np.where(self.done.reshape(values.shape), values, np.nan).mean(axis=0)
         if np.isnan(means).all():
             raise ValueError(f"best: {name} is NaN in a run of every point, or has not run")
         at = int(np.nanargmin(means) if mode == "min" else np.nanargmax(means))
@@ -73,13 +86,13 @@ class Population:
     def to_dataframe(self) -> Any:
         """A pandas DataFrame: a row for each member that has run.
 
-        Columns: member, key, each name of the points, each scalar that the runs returned. Arrays
-        are left out.
+        Columns: member, key, each name of the points, each scalar that the runs returned, under
+        "returned/..." if a point has its name. Arrays are left out.
         """
         try:
-            import pandas
+            import pandas  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise ImportError("to_dataframe: pandas is not installed: pip install pandas") from error
+            raise ImportError("to_dataframe: pandas is missing: pip install pandas") from error
         done = self.done.ravel()
         rows = np.flatnonzero(done)
         keys, points = np.divmod(rows, len(self.points))
@@ -88,7 +101,9 @@ class Population:
             columns[name] = [self.points[at][name] for at in points]
         for path, leaf in paths(self.values).items():
             if leaf.shape == self.done.shape:
-                columns[path or "value"] = leaf.ravel()[rows]
+                name, values = path or "value", leaf.ravel()[rows]
+                wide = values.astype(np.float32) if values.dtype.kind == "V" else values  # bfloat16
+                columns[f"returned/{name}" if name in columns else name] = wide
         return pandas.DataFrame(columns)
 
     def replay(self, member: int | Sequence[int]) -> Any:
@@ -106,7 +121,9 @@ class Population:
         """The number of the member at this place on each axis; IndexError if there is none."""
         place = (member,) if isinstance(member, (int, np.integer)) else tuple(member)
         sizes = (self.done.size,) if len(place) == 1 else self.done.shape
-        if len(place) != len(sizes) or not all(0 <= i < n for i, n in zip(place, sizes, strict=True)):
+        if len(place) != len(sizes) or not all(
+            0 <= i < n for i, n in zip(place, sizes, strict=True)
+        ):
             raise IndexError(
                 f"replay: member is {member}, expected a number below {self.done.size}, or a place"
                 f" on the axes {dict(zip(self.axes, self.done.shape, strict=True))}"
@@ -115,10 +132,27 @@ class Population:
 
     def _scalar(self, who: str, name: str) -> np.ndarray:
         found = {path or "value": leaf for path, leaf in paths(self.values).items()}
-        scalars = [path for path, leaf in found.items() if leaf.shape == self.done.shape]
+        scalars = [
+            path
+            for path, leaf in found.items()
+            if leaf.shape == self.done.shape and leaf.dtype.kind != "c"
+        ]
         if name not in scalars:
             raise ValueError(f"{who}: {name!r} is no scalar of the runs, expected one of {scalars}")
         return np.asarray(found[name], np.float64)
+
+
+def contiguous(numbers: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+    """Ascending numbers, cut where one is left out: 3 4 5, 8."""
+    whole = np.asarray(numbers, np.int64)
+    return np.split(whole, np.flatnonzero(np.diff(whole) != 1) + 1) if whole.size else []
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``members 3 to 5, 8``, the first of them."""
+    ranges = contiguous(numbers)
+    said = [f"{r[0]} to {r[-1]}" if len(r) > 1 else str(r[0]) for r in ranges[:4]]
+    return f"members {', '.join(said)}{', ...' if len(ranges) > 4 else ''}"
 
 
 def _half_of_interval(values: np.ndarray) -> float:
@@ -128,4 +162,5 @@ def _half_of_interval(values: np.ndarray) -> float:
     n = len(values)
     if n < 2:
         return float("nan")
-    return float(special.stdtrit(n - 1, 0.975) * values.std(ddof=1) / np.sqrt(n))
+    with np.errstate(invalid="ignore"):
+        return float(special.stdtrit(n - 1, 0.975) * values.std(ddof=1) / np.sqrt(n))

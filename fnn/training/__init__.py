@@ -14,15 +14,17 @@ from fnn.training._folds import (
     standardizer,
 )
 from fnn.training._gradient import Weighted
-from fnn.training._loops import Validate, fit, fit_until
+from fnn.training._layout import sharded
+from fnn.training._loops import Measured, Validate, fit, fit_until, run_epochs
 from fnn.training._nonfinite import POLICIES, FirstBad, NonFinitePolicy, check_finite, names_of_bad
+from fnn.training._processes import everyone, fetch, is_first, start_processes, together
 from fnn.training._replay import replay
 from fnn.training._rows import Tail
 from fnn.training._sharding import data_parallel
 from fnn.training._state import LossScale, TrainState
 from fnn.training._step import Step, make_train_step, with_update
-from fnn.training._stopping import Best, EarlyStopping, Progress
-from fnn.training._sweep import Run, sweep
+from fnn.training._stopping import Best, EarlyStopping, Progress, progress_init
+from fnn.training._sweep import Run, side_by_side, sweep, sweep_with, width_of
 from fnn.training._train import NonFiniteError, Result, train
 from fnn.training.stream import prefetch, train_on_batches
 
@@ -33,6 +35,7 @@ __all__ = [
     "FirstBad",
     "Folds",
     "LossScale",
+    "Measured",
     "NonFiniteError",
     "NonFinitePolicy",
     "Part",
@@ -49,8 +52,11 @@ __all__ = [
     "cross_validate",
     "data_parallel",
     "evaluate",
+    "everyone",
+    "fetch",
     "fit",
     "fit_until",
+    "is_first",
     "k_folds",
     "logs",
     "make_train_step",
@@ -58,13 +64,21 @@ __all__ = [
     "pad_folds",
     "predict",
     "prefetch",
+    "progress_init",
     "replay",
+    "run_epochs",
+    "sharded",
+    "side_by_side",
     "standardizer",
+    "start_processes",
     "stream",
     "sweep",
+    "sweep_with",
+    "together",
     "train",
     "train_on_batches",
     "use_all_cores",
     "weighted_mean",
+    "width_of",
     "with_update",
 ]

@@ -103,6 +103,7 @@ def cross_validate(
     folds: Folds,
     grid: Mapping[str, ArrayLike] | None = None,
     *,
+    by_fold: Mapping[str, ArrayLike] | None = None,
     width: int | None = None,
 ) -> Any:
     """run(key, train, valid, **point) for each of keys [n], fold and point: [n, folds, *grid, ...].
@@ -111,14 +112,23 @@ def cross_validate(
     ``fnn.fit(..., train.data, weights=train.weights)``, and return for example
     ``weighted_mean(accuracies, valid.weights)``. Fit everything that is fitted to data inside the
     run, to `train`; the `standardizer` too. Then nothing has seen `valid`. Every point of the grid
-    gets the same folds and the same keys, so the same initial parameters.
+    gets the same folds and the same keys, so the same initial parameters. `by_fold` is
+    {"learning_rate": [folds] values, ...}: value i is for fold i, as nested cross-validation needs.
 
     It is one `sweep`; `grid` and `width` are those of `sweep`. A second call with the same `run`,
     on other data or folds of the same shapes, compiles nothing.
     """
     _check_folds(folds, rows_of("cross_validate", data))
+    values = {name: jnp.asarray(values) for name, values in (by_fold or {}).items()}
+    for name, v in values.items():
+        if v.shape[:1] != (len(folds.train),) or name in (grid or {}):
+            also = " and is in the grid too" if name in (grid or {}) else ""
+            raise ValueError(
+                f"cross_validate: {name} has shape {v.shape}{also}, expected one value for each of"
+                f" {len(folds.train)} folds, by_fold or by grid"
+            )
     grid = {FOLD: jnp.arange(len(folds.train), dtype=jnp.int32)} | dict(grid or {})
-    return sweep_with("cross_validate", run, keys, grid, width, (data, folds), _on_fold)
+    return sweep_with("cross_validate", run, keys, grid, width, (data, folds, values), _on_fold)
 
 
 class Standardizer(NamedTuple):
@@ -189,9 +199,13 @@ _shuffled = jax.jit(permutation, static_argnums=1)  # compiled once, not at ever
 FOLD = "number of the fold"
 
 
-def _on_fold(run: Run, key: Array, data: Data, folds: Folds, **point: Any) -> Any:
+def _on_fold(
+    run: Run, key: Array, data: Data, folds: Folds, by_fold: dict[str, Array], **point: Any
+) -> Any:
     """How the sweep calls its run."""
-    train, train_mask, valid, valid_mask = take(folds, point.pop(FOLD))
+    fold = point.pop(FOLD)
+    point |= {name: values[fold] for name, values in by_fold.items()}
+    train, train_mask, valid, valid_mask = take(folds, fold)
 
     def part(rows: Array, mask: Array) -> Part:
         return Part(take(data, rows), mask.astype(jnp.float32))

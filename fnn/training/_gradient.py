@@ -127,22 +127,39 @@ def gradient_of(
     loss: LossFn, accumulate: int, ts: TrainState, batch: Data, key: Array, mask: Array | None
 ) -> Gradient:
     """The gradient of the batch's mean loss, of `accumulate` parts together."""
+    return unscaled(scaled_gradient(loss, accumulate, ts, batch, key, mask)[0], ts.loss_scale)
+
+
+def scaled_gradient(
+    loss: LossFn, accumulate: int, ts: TrainState, batch: Data, key: Array, mask: Array | None
+) -> tuple[Gradient, Array | None]:
+    """-> (the gradient of loss scale x mean loss, the weight of the mean: None counts as 1)."""
     batch = batch if mask is None else _without_bad_numbers(batch, mask)
-    scaled = isinstance(ts.loss_scale, LossScale)
-    scale: Any = ts.loss_scale.scale if scaled else 1.0
+    scale: Any = ts.loss_scale.scale if isinstance(ts.loss_scale, LossScale) else 1.0
     differentiate = partial(jax.grad(loss.mean, has_aux=True), ts.params)
     if accumulate == 1:
-        grads, (value, _, state, aux) = differentiate(ts.state, batch, key, mask, scale)
-        found = Gradient(grads, value, state, aux)
-    else:
-        parts = _cut(batch, accumulate), _cut(mask, accumulate)
-        found = _accumulated(differentiate, ts, *parts, key, scale)
+        grads, (value, weight, state, aux) = differentiate(ts.state, batch, key, mask, scale)
+        return Gradient(grads, value, state, aux), weight
+    parts = _cut(batch, accumulate), _cut(mask, accumulate)
+    return _accumulated(differentiate, ts, *parts, key, scale)
+
+
+def unscaled(found: Gradient, loss_scale: LossScale | tuple[()]) -> Gradient:
+    """The gradient as the direction of ascent, divided by the loss scale."""
     found = found._replace(grads=jax.tree.map(_ascent, found.grads))
-    if not scaled:
+    if not isinstance(loss_scale, LossScale):
         return found
     # Divided in float32, where a small gradient does not vanish again.
+    scale = loss_scale.scale
     grads = jax.tree.map(lambda g: wide(g) * jnp.asarray(1 / scale, wide(g).dtype), found.grads)
     return found._replace(grads=grads)
+
+
+def value_of(
+    loss: LossFn, ts: TrainState, batch: Data, key: Array, mask: Array | None, params: Params
+) -> Array:
+    """The batch's mean loss with these parameters."""
+    return loss.mean(params, ts.state, batch, key, mask)[0]
 
 
 def _ascent(grad: Array) -> Array:
@@ -247,8 +264,8 @@ def _cut(tree: Data, number: int) -> Data:
 
 def _accumulated(
     differentiate: Any, ts: TrainState, batches: Data, masks: Any, key: Array, scale: ArrayLike
-) -> Gradient:
-    """The gradient of all parts together, each weighed by the weights of its losses."""
+) -> tuple[Gradient, Array]:
+    """The gradient of all parts together, each weighed by the weights of its losses; their sum."""
 
     def add(carry: Any, part: Any) -> tuple[Any, None]:
         total, total_weight, state, i = carry
@@ -267,8 +284,13 @@ def _accumulated(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide_dtype(x)), (ts.params, loss, aux))
     start = (zeros, jnp.zeros((), loss.dtype), ts.state, jnp.zeros((), jnp.int32))
     (totals, weight, state, _), _ = lax.scan(add, start, (batches, masks))
+    return mean_of_parts(totals, weight, ts.params, state), weight
+
+
+def mean_of_parts(totals: Any, weight: Array, params: Params, state: State) -> Gradient:
+    """The gradient, from the sums of weight x (grads, loss, aux) and the sum of the weights."""
     grads, loss, aux = jax.tree.map(lambda t: t * (1 / _or_1(weight)).astype(t.dtype), totals)
-    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, ts.params)
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
     return Gradient(grads, loss, state, aux)
 
 

@@ -15,10 +15,11 @@ from jax import Array, lax
 
 from fnn._base import Data, Metrics, as_count, check_key, paths, weighted_sum, wide
 from fnn.training._gradient import has_no_state
+from fnn.training._layout import after_steps
 from fnn.training._programs import traced
 from fnn.training._rows import Batches, Index, Tail, batches_of
 from fnn.training._scan import scan_in_rows
-from fnn.training._sharding import mesh_of, on_the_same
+from fnn.training._sharding import mesh_of, on_the_same, whole_on
 from fnn.training._state import TrainState
 from fnn.training._step import Step
 from fnn.training._stopping import EarlyStopping, Progress, after_epoch, progress_init
@@ -170,8 +171,10 @@ def epoch_of(
 
     def epoch(ts: TrainState) -> tuple[TrainState, Measured]:
         index = batches.of_epoch(shuffle_key, lax.div(ts.step, jnp.int32(batches.steps)))
+        index = whole_on(mesh_of(step), index)
         ts, metrics = scan_in_rows(one_step, ts, index)
-        after = validated(name, validate, ts, validation)
+        ts, whole = after_steps(step, ts)
+        after = validated(name, validate, whole, validation)
         return ts, Measured(metrics, after, batches.counts(index))
 
     return epoch

@@ -13,6 +13,8 @@ from jax import Array
 from fnn import checkpoint
 from fnn._base import Data
 from fnn.training._rows import Batches
+from fnn.training._sharding import shares_of
+from fnn.training._shares import as_on_one_device
 from fnn.training._state import TrainState
 from fnn.training._step import Step
 from fnn.training._stopping import Progress
@@ -25,11 +27,12 @@ MARKS = {
     "data": "data or weights",
     "validation": "validation data",
     "key": "key",
+    "shares": "number of shares",
     "start": "initial train state, which the initial key and the optimizer make",
     "step": "step: its loss function, its optimizer, their numbers (such as the learning rate), or"
     " options of make_train_step",
 }
-NEW_MARKS = {"validation", "start", "step"}  # an older file may not have them
+NEW_MARKS = {"validation", "shares", "start", "step"}  # an older file may not have them
 
 
 def marks_of_run(
@@ -47,6 +50,7 @@ def marks_of_run(
         "data": mark((batches.data, batches.weights)),
         "validation": mark(validation),
         "key": mark(key),
+        "shares": shares_of(step),
         "start": mark(ts),
         "step": _mark_of_step(step, ts, batches, key),
     }
@@ -89,10 +93,12 @@ class RunFolder:
         known = [name for name in MARKS if name in found or name not in NEW_MARKS]
         known = [name for name in known if same or name != "step"]
         others = [name for name in known if found.get(name) != self.marks[name]]
+        if "shares" in others:  # which makes it another step too
+            others = [name for name in others if name != "step"]
         if others:
             said = [
                 f"{MARKS[name]} ({found.get(name)}, now {self.marks[name]})"
-                if name == "settings"
+                if name in ("settings", "shares")
                 else MARKS[name]
                 for name in others
             ]
@@ -144,4 +150,6 @@ def _mark_of_step(step: Step, ts: TrainState, batches: Batches, key: Array) -> s
         return batches.draw(batches.in_order()[0])
 
     batch, mask = jax.eval_shape(first, batches)
-    return checkpoint.fingerprint_program(step, ts, batch, key, mask)
+    # A run by shares is the same run on any number of devices.
+    with as_on_one_device(True):
+        return checkpoint.fingerprint_program(step, ts, batch, key, mask)

@@ -6,7 +6,8 @@ draws what it would have drawn.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from fnn._base import (
     safe_divide,
 )
 from fnn.optim import Optimizer, apply_updates, check_optimizer, moving, scale_to_norm
-from fnn.training._gradient import Gradient, gradient_of, loss_of
+from fnn.training._gradient import Gradient, gradient_of, loss_of, value_of
 from fnn.training._nonfinite import (
     FirstBad,
     NonFinitePolicy,
@@ -59,6 +60,32 @@ class Step:
     ) -> tuple[TrainState, Metrics]:
         """The same as `update`."""
         return self.update(ts, batch, key, mask)
+
+
+class Way(NamedTuple):
+    """How a step finds the gradient of a batch, and its mean loss."""
+
+    gradient: Callable[..., Gradient]
+    value: Callable[..., Array]
+
+
+WHOLE = Way(gradient_of, value_of)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ByGradient:
+    """The update of `make_train_step`: of another gradient it makes another update.
+
+    It is in `Step.update`, so a step that somebody wrapped has lost it.
+    """
+
+    function: Callable[..., tuple[TrainState, Metrics]]
+    way: Way = WHOLE
+
+    def __call__(
+        self, ts: TrainState, batch: Data, key: Array, mask: Array | None = None
+    ) -> tuple[TrainState, Metrics]:
+        return self.function(self.way, ts, batch, key, mask)
 
 
 def with_update(step: Step | Update, update: Update) -> Any:
@@ -123,17 +150,18 @@ def make_train_step(
         return first_state(params, state, optimizer.init(params), no_bad(nonfinite), scale)
 
     def update(
-        ts: TrainState, batch: Data, key: Array, mask: Array | None = None
+        way: Way, ts: TrainState, batch: Data, key: Array, mask: Array | None
     ) -> tuple[TrainState, Metrics]:
         check_made_here(ts, optimizer, loss_scale is not None)
-        given = ts.state, batch, jax.random.fold_in(key, ts.step), mask
-        found = gradient_of(loss, accumulate, ts, *given[1:])
+        given = batch, jax.random.fold_in(key, ts.step), mask
+        found = way.gradient(loss, accumulate, ts, *given)
         counted = moving(found.grads, ts.opt_state)
         looked = look(counted, ts.params)
         finite = jnp.isfinite(found.loss) & _fits(looked, clip_norm, ts.opt_state)
         first_bad = ts.first_bad.under(nonfinite)
         goes = True if always else finite & ~first_bad.ends()
-        new, ratio = move(goes, ts, found, looked.norm, lambda params: loss.mean(params, *given)[0])
+        value_fn = partial(way.value, loss, ts, *given)
+        new, ratio = move(goes, ts, found, looked.norm, value_fn)
         rates = _learning_rates(new.opt_state)
         bad = which_is_bad(finite, looked, counted, ts.params, batch, found.loss, rates)
         bad, scale, scales = next_loss_scale(ts.loss_scale, finite, bad)
@@ -142,7 +170,7 @@ def make_train_step(
         metrics = {"loss": found.loss, "grad_norm": looked.norm} | ratio | rates | scales
         return new, joined(metrics | {"nonfinite": bad}, found.aux)
 
-    return Step(init, update, nonfinite)
+    return Step(init, ByGradient(update), nonfinite)
 
 
 def _check_options(

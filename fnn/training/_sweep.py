@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from fnn._base import as_count, check_key, kept_with, weakly
+from fnn.training._processes import check_same, everyone, several, spans_processes, spread, together
 from fnn.training._programs import check_memory, memory_limit, peak_bytes
 
 Run = Callable[..., Any]
@@ -53,6 +54,9 @@ def sweep(
 
     MemoryError, before anything runs, if the memory is too small for this.
 
+    On several processes (`start_processes`) all of them call it with the same arguments, and each
+    gets all results. ValueError if keys, values or data are not the same on all.
+
     With width 1 a member is its solo run ``jit(run)(key, **point)`` bit for bit. So a sweep of a
     function that returns a few numbers of each run is enough: the whole history of one member is
     that call. A second call with the same function `run` compiles nothing. The program is freed
@@ -86,6 +90,25 @@ def sweep_with(
     `shared` is an argument of the program, not a constant in it. So a call with other data of the
     same shapes compiles nothing. `call` is a function of a module.
     """
+    return _prepared(who, run, keys, grid, width, shared, call, paired)[1]()
+
+
+def width_of(who: str, run: Run, keys: Array, paired: Mapping[str, ArrayLike]) -> int:
+    """The width that a sweep chooses for these members."""
+    return _prepared(who, run, keys, None, None, (), alone, paired)[0]
+
+
+def _prepared(
+    who: str,
+    run: Run,
+    keys: Array,
+    grid: Mapping[str, ArrayLike] | None,
+    given: int | None,
+    shared: tuple[Any, ...],
+    call: Call,
+    paired: Mapping[str, ArrayLike] | None,
+) -> tuple[int, Callable[[], Any]]:
+    """The width of a sweep, and the sweep."""
     for argument, came in (("grid", grid), ("paired", paired)):
         if not isinstance(came or {}, Mapping):
             raise TypeError(
@@ -104,7 +127,7 @@ def sweep_with(
     values, axes = pairs | gridded, (*(0 for _ in pairs), *range(1, 1 + len(gridded)))
     devices = jax.devices()
     members = math.prod(_sizes(keys, axes, tuple(values.values())))
-    by_memory = width is None
+    by_memory, width = given is None, given
     if width is None:
         width = -(-members // len(devices)) if side_by_side(devices[0]) else 1
     width = as_count(who, "width", width)
@@ -114,21 +137,26 @@ def sweep_with(
             " expected threefry keys, or width=1"
         )
     if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
-        return _one_by_one(partial(call, run), keys, values, axes, shared)
+        return width, partial(_one_by_one, partial(call, run), keys, values, axes, shared)
     mesh = Mesh(devices, ("members",))
     # A program for all devices does not take an array that is on one of them only.
-    shared = jax.device_put(shared, NamedSharding(mesh, EVERYWHERE))
+    if not several():
+        shared = jax.device_put(shared, NamedSharding(mesh, EVERYWHERE))
     made = kept_with((run,), ("sweep", call), lambda: Made(_program(who, call, weakly(run)), {}))
     settings, args = (tuple(values), axes), (keys, tuple(values.values()), shared)
     leaves, structure = jax.tree.flatten((keys[:1], *args))  # an operation: traced under any jit
     if not any(isinstance(leaf, Tracer) for leaf in leaves):  # else nothing can be compiled here
+        check_same(who, keys=keys, values=args[1], data=shared)
+        args = spread(mesh, args)
         limit = memory_limit(mesh.local_devices)
         shapes = structure, *((leaf.shape, leaf.dtype) for leaf in leaves)
         kind = mesh, width, by_memory, *settings, limit, shapes
         if kind not in made.widths:
-            made.widths[kind] = _fitting(who, made.program, mesh, width, by_memory, settings, args)
+            choose = partial(_fitting, who, made.program, mesh, width, by_memory, settings, args)
+            # The processes run one program, also where one of them has less memory.
+            made.widths[kind] = int(everyone([together(who, choose)]).min())
         width = made.widths[kind]
-    return made.program(mesh, width, *settings, *args)
+    return width, partial(made.program, mesh, width, *settings, *args)
 
 
 class Made(NamedTuple):
@@ -251,8 +279,8 @@ def _program(who: str, call: Call, run_of: Callable[[], Run]) -> Callable[..., A
             names = [name for name in point if name.isidentifier()]
             raise TypeError(
                 f"{who}: the run needs the value of its key or one of {names} while it is traced;"
-                " values of the grid cannot be sizes, epochs or conditions of Python's: vary those by"
-                f" fnn.population with search.Static ({text.splitlines()[0]:.200})"
+                " values of the grid cannot be sizes, epochs or conditions of Python's: vary those"
+                f" by fnn.population with search.Static ({text.splitlines()[0]:.200})"
             ) from error
 
     return jax.jit(partial(_sweep, run), static_argnums=(0, 1, 2, 3))
@@ -293,4 +321,7 @@ def _sweep(
         on_one_device, mesh=mesh, in_specs=(spec, EVERYWHERE), out_specs=spec, check_vma=False
     )
     results = on_all((keys[index[0]], *points), shared)
-    return jax.tree.map(lambda a: a[:members].reshape(*sizes, *a.shape[1:]), results)
+    results = jax.tree.map(lambda a: a[:members].reshape(*sizes, *a.shape[1:]), results)
+    if spans_processes(mesh):  # then every process gets all of them, and NumPy can read them
+        return lax.with_sharding_constraint(results, NamedSharding(mesh, EVERYWHERE))
+    return results

@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
+from jax.errors import JaxRuntimeError
 
 from fnn._base import (
     Data,
@@ -37,6 +38,16 @@ from fnn._base import (
 )
 from fnn.training._loops import Validate, batches_of_run, epoch_of, run_epochs, validated
 from fnn.training._nonfinite import POLICIES, describe_bad
+from fnn.training._processes import (
+    by_first,
+    check_same,
+    everyone,
+    fetch,
+    is_first,
+    several,
+    spread,
+    together,
+)
 from fnn.training._programs import Compiler, Program
 from fnn.training._rows import Batches, Tail
 from fnn.training._run_folder import History, RunFolder, fresh, marks_of_run, opened
@@ -131,6 +142,11 @@ def train(
     see `fnn.logs`.
     `progress`: show a bar on a terminal, and lines elsewhere.
 
+    On several processes (`start_processes`) all of them call it with the same arguments. Process 0
+    alone shows progress, calls `log` and `hook`, and writes to the folder, which all must see; a
+    hook's `ts` is on a device of process 0. What the hook returns, a signal that any process gets,
+    and the length of a chunk are told to all, so all end after the same epoch.
+
     Ctrl-C or SIGTERM ends the run after the present chunk: it is saved and returned. A second
     Ctrl-C is KeyboardInterrupt. If a log or a checkpoint cannot be written, a UserWarning says so
     once, and the run goes on. `ts` and `data` stay yours. The run is on the devices of `data`.
@@ -140,7 +156,16 @@ def train(
     check_range("train", "checkpoint_seconds", checkpoint_seconds, 0)
     batches = batches_of_run("train", ts, data, key, weights, batch_size, tail)
     plan = _Plan(step, batches, key, validate, validation, _or_best(stop, validate, ts, validation))
-    with opened(checkpoint, partial(plan.marks, ts)) as folder:
+    check_same(
+        "train",
+        settings=_words(plan.settings | {"epochs": epochs}),
+        data=batches,
+        validation=validation,
+        key=key,
+        ts=ts,
+    )
+    progress = progress and is_first()
+    with _opened(checkpoint, partial(plan.marks, _readable(ts))) as folder:
         run = _Run(plan, ts, folder, checkpoint_seconds, progress)
         with (
             Interrupts() as interrupts,
@@ -149,7 +174,7 @@ def train(
         ):
             for rows in run.chunks(epochs, hook_every if hook else epochs):
                 watch(rows, report)
-                if interrupts.seen:
+                if run.settled(interrupts.seen):
                     break
         return _told(run.result(epochs))
 
@@ -188,7 +213,8 @@ class _Plan:
         """`ts` and the arguments of the program after it, all on the same devices."""
         given = self.batches.data, self.validation, self.batches.weights, self.key
         given = jax.tree.map(jnp.asarray, given)
-        *given, ts = on_the_same(mesh_of(self.step), (*given, ts))
+        mesh = mesh_of(self.step)
+        *given, ts = on_the_same(mesh, spread(mesh, (*given, ts)))
         return ts, given
 
     def program(self, progress: Progress, given: list[Any]) -> Program:
@@ -218,8 +244,11 @@ class _Run:
     ):
         ts, self.given = plan.placed(ts)
         start, self.history, self.hooked = progress_init(ts, plan.stop), {}, []
+        start = spread(mesh_of(plan.step), start)
         if folder is not None:
-            start, self.history, self.hooked = folder.resume(start, partial(plan.measures, ts))
+            resume = partial(folder.resume, start, partial(plan.measures, ts))
+            start, self.history, self.hooked = together("train", resume)
+            _check_same_epoch(folder, start)
             if say and start.epochs > 0:
                 print(
                     f"train: goes on from epoch {start.epochs} of {folder.folder}", file=sys.stderr
@@ -229,6 +258,7 @@ class _Run:
         self.program = plan.program(self.progress, self.given)
         self.plan, self.folder, self.every = plan, folder, every
         self.seconds, self.saved = 0.0, time.monotonic()
+        self.next, self.due = 1, False  # epochs of the next chunk, whether to save before it
         self.failed: set[str] = set()
 
     @property
@@ -240,15 +270,14 @@ class _Run:
 
         The first chunk is one epoch, to time it.
         """
-        n = 1
         while self.epochs < epochs and not self.progress.stopped:
             done, started = self.epochs, time.perf_counter()
-            n = np.int32(min(n, epochs - done, every - done % every))
+            n = np.int32(min(self.next, epochs - done, every - done % every))
             self.progress, *told = self.program.call(self.progress, *self.given, n)
             (history, means), now = jax.device_get((told, self.progress.epochs))
             seconds = time.perf_counter() - started
             if self.seconds == 0:
-                _warn_if_nothing_moved(self.start, self.progress.last.params)
+                _warn_if_nothing_moved(*_readable((self.start, self.progress.last.params)))
             self.seconds += seconds
             new: History = {name: values[: now - done].copy() for name, values in history.items()}
             new |= {name: np.full(now - done, math.nan) for name in self.hooked}
@@ -256,15 +285,21 @@ class _Run:
                 name: np.concatenate([self.history.get(name, values[:0]), values])
                 for name, values in new.items()
             }
+            most = _capacity(self.plan.batches)
+            self.next = max(1, min(most, int(CHUNK_SECONDS * (now - done) / seconds)))
             yield [
                 (done + i, {name: float(values[i]) for name, values in means.items()})
                 for i in range(now - done)
             ]
-            n = max(
-                1, min(_capacity(self.plan.batches), int(CHUNK_SECONDS * (now - done) / seconds))
-            )
-            if time.monotonic() - self.saved >= self.every:
+            if self.due:
                 self.save()
+
+    def settled(self, seen: int) -> int:
+        """The signal that any process has seen, 0 if none; and what depends on a clock is told."""
+        due = time.monotonic() - self.saved >= self.every
+        rows = everyone([self.next, due, seen])
+        self.next, self.due = int(rows[0, 0]), bool(rows[0, 1])
+        return int(rows[:, 2].max())
 
     def note(self, values: dict[str, float]) -> None:
         """Put what the hook found into the history of the last epoch."""
@@ -274,11 +309,17 @@ class _Run:
                 self.history[name] = np.full(self.epochs, math.nan)
             self.history[name][-1] = value
 
-    def save(self) -> None:
-        if self.folder is not None and not self.progress.epochs.is_deleted():
+    def save(self, alone: bool = False) -> None:
+        """Process 0 writes, the others wait; `alone` is after an error that others may not have."""
+        if self.folder is None or self.progress.epochs.is_deleted():
+            return
+        progress = self.progress if alone else _readable(self.progress)
+        if is_first():
             with self.surviving("the checkpoint was not written"):
-                self.folder.save(self.progress, self.history, self.hooked)
-            self.saved = time.monotonic()
+                self.folder.save(progress, self.history, self.hooked)
+        if not alone:
+            everyone([0])
+        self.saved = time.monotonic()
 
     @contextmanager
     def surviving(self, what: str) -> Iterator[None]:
@@ -326,8 +367,13 @@ class _Watch:
         self.waiting += rows
         epoch, metrics = rows[-1]
         if self.hook is not None and (epoch + 1) % self.every == 0:
-            found = self.hook(jax.tree.map(fresh, self.run.progress.last), epoch, dict(metrics))
-            values = _hooked(found, metrics)
+            last = jax.tree.map(fresh, _readable(self.run.progress.last))
+            hook = self.hook
+
+            def values_of_hook() -> dict[str, float]:
+                return _hooked(hook(last, epoch, dict(metrics)), metrics)
+
+            values = by_first("train", values_of_hook)
             self.run.note(values)
             metrics |= values
             self.named = True
@@ -336,7 +382,7 @@ class _Watch:
 
     def tell_log(self) -> None:
         rows, self.waiting = self.waiting, []
-        if self.log is None:
+        if self.log is None or not is_first():
             return
         for epoch, metrics in rows:
             others = {n: math.nan for n in self.run.hooked if n not in metrics}
@@ -346,11 +392,47 @@ class _Watch:
     def __enter__(self) -> "_Watch":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # A second Ctrl-C, or a program that fails, may be this process's alone.
+        others = kind is None or (issubclass(kind, Exception) and kind is not JaxRuntimeError)
         try:
             self.tell_log()
         finally:
-            self.run.save()  # whatever was raised, what has been trained is kept
+            self.run.save(alone=not others)  # whatever was raised, what has been trained is kept
+
+
+@contextmanager
+def _opened(
+    folder: str | Path | None, marks: Callable[[], dict[str, Any]]
+) -> Iterator[RunFolder | None]:
+    """`opened`; of several processes the first holds the folder for all."""
+    with ExitStack() as held:
+        if not folder or not several():
+            yield held.enter_context(opened(folder, marks))
+            return
+
+        mine: list[RunFolder] = []
+
+        def hold() -> None:
+            mine.append(held.enter_context(opened(folder, marks)))
+
+        by_first("train", hold)
+        yield together("train", lambda: mine[0] if mine else RunFolder(folder, marks()))
+
+
+def _readable(tree: Any) -> Any:
+    """The tree; of several processes each has the whole arrays, which one alone can read."""
+    return fetch(tree) if several() else tree
+
+
+def _check_same_epoch(folder: RunFolder, start: Progress) -> None:
+    epochs = everyone([int(start.epochs)])[:, 0]
+    if (epochs != epochs[0]).any():
+        process = int(np.flatnonzero(epochs != epochs[0])[0])
+        raise ValueError(
+            f"train: {folder.folder} has epoch {epochs[process]} for process {process}, but epoch"
+            f" {epochs[0]} for process 0; expected a folder on a disk that all processes share"
+        )
 
 
 def _capacity(batches: Batches) -> int:
@@ -420,6 +502,11 @@ def _warn_if_nothing_moved(before: Params, after: Params) -> None:
             " frozen, or does the loss not depend on the parameters?",
             stacklevel=4,
         )
+
+
+def _words(settings: dict[str, Any]) -> np.ndarray:
+    """The settings as an array, to be compared."""
+    return np.frombuffer(json.dumps(settings, sort_keys=True).encode(), np.uint8)
 
 
 def _plain(stop: EarlyStopping) -> dict[str, Any]:

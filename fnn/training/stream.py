@@ -14,16 +14,18 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax import Array
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from fnn._base import Data, Interrupts, Metrics, as_array, as_count, check_fits, check_key
 from fnn.data import rows_of
+from fnn.training._processes import everyone, several, spread
 from fnn.training._state import TrainState
 from fnn.training._step import Step, Update
 
@@ -212,6 +214,11 @@ def train_on_batches(
     over devices; arrays of `ts` that are on one device are then copied to all of them. `ts` stays
     yours: the steps overwrite a copy. Not for use under jit, grad, vmap or sweep.
 
+    On several processes (`start_processes`) all of them call it, with the same `steps`, and with a
+    sharding over the devices of all. Each process's batches hold its own rows: the program's batch
+    is all of them. Every process must have enough batches for the same number of steps. A signal
+    ends the next call, on all processes: call it for some steps at a time.
+
     Ctrl-C or SIGTERM ends it after the batches that are read already, and what was trained is
     returned; before the first step the history is {}. A second Ctrl-C is KeyboardInterrupt.
     """
@@ -232,11 +239,12 @@ def train_on_batches(
     ahead = prefetch(source, size, sharding)
     try:
         with Interrupts() as interrupts:
-            ts, chunks = _train(run, ts, _until(interrupts, ahead), key)
+            seen = everyone([interrupts.seen]).any()  # by any of several processes
+            ts, chunks = _train(run, ts, _until(interrupts, ahead, seen), key)
     finally:
         ahead._reader.close(_ENDING)
     history = jax.tree.map(lambda *chunks: np.concatenate(chunks), *chunks) if chunks else {}
-    if interrupts.seen:
+    if interrupts.seen or seen:
         done = len(jax.tree.leaves(history)[0]) if history else 0
         print(f"{who}: interrupted after {done} steps", file=sys.stderr)
     elif not chunks:
@@ -277,12 +285,15 @@ def _train(
     return ts, [*history, _fetch(waiting)] if waiting else history
 
 
-def _until(interrupts: Interrupts, ahead: Prefetch) -> Iterator[Data]:
+def _until(interrupts: Interrupts, ahead: Prefetch, seen: Any) -> Iterator[Data]:
     """The batches; after a signal only those that are read already.
 
     All of these, so that the position of the source stays the position of the run. If the source
     is stuck in a batch, that batch is waited for a moment only.
     """
+    if several():  # they take the same number of steps, so only what came before these counts
+        yield from () if seen else ahead
+        return
     stuck = None
     while True:
         if interrupts.seen and stuck is None:
@@ -299,7 +310,12 @@ def _until(interrupts: Interrupts, ahead: Prefetch) -> Iterator[Data]:
 
 def _to_device(batch: Data, sharding: Sharding | None) -> Data:
     # A slow transfer is waited for and holds up reading.
-    return jax.block_until_ready(jax.device_put(jax.tree.map(_copied, batch), sharding))
+    batch = jax.tree.map(_copied, batch)
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.block_until_ready(jax.device_put(batch, sharding))
+    # Each process has its own rows. `device_put` would want the same rows of all, and compare them.
+    place = partial(jax.make_array_from_process_local_data, sharding)
+    return jax.block_until_ready(jax.tree.map(place, batch))
 
 
 def _copied(leaf: Any) -> Any:
@@ -346,6 +362,8 @@ def _of_one_shape(
 
 def _own(leaf: Any, sharding: Sharding | None) -> Array:
     """A copy that may be overwritten; on all devices of the sharding if it was on one."""
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+        leaf = spread(sharding.mesh, leaf)
     leaf = jax.numpy.array(leaf, copy=True)
     if isinstance(sharding, NamedSharding) and len(leaf.devices()) == 1:
         return jax.device_put(leaf, NamedSharding(sharding.mesh, PartitionSpec()))

@@ -4,7 +4,6 @@ import hashlib
 import json
 import random
 import re
-import time
 import warnings
 
 import chex
@@ -335,12 +334,9 @@ def test_a_tree_of_one_leaf_or_none_without_like(tmp_path):
             checkpoint.load(path)
 
 
-def test_reading_is_quick_to_refuse_what_is_large(tmp_path):
-    """A length of 2^63 is no reason to read, or to ask for, 2^63 bytes."""
+def test_a_length_of_2_to_the_63_is_no_reason_to_ask_for_so_many_bytes(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes((2**63).to_bytes(8, "little"))
-    start = time.perf_counter()
     for read in (checkpoint.load, checkpoint.describe):
         with pytest.raises(ValueError, match="its header is cut"):
             read(path)
-    assert time.perf_counter() - start < 1

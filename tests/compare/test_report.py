@@ -394,7 +394,7 @@ def test_latex_compiles(odd, tmp_path):
         "\\begin{document}\\input{comparison.tex}\\end{document}"
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:].decode(errors="replace")
     if odd is comparison:
         assert b"Overfull" not in done.stdout

@@ -1,4 +1,5 @@
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +26,27 @@ def corner(points):
     return 50 * jnp.stack([1 - x, 0.1 * (2 - y), 0.1 * (y - 2)], -1)
 
 
+class Found(NamedTuple):
+    """The fields of what `fnn.search.lr_find` returns that are drawn."""
+
+    rates: np.ndarray
+    losses: np.ndarray
+    median: np.ndarray
+    diverged: np.ndarray
+    suggestion: float | None
+
+
+def found(losses, suggestion=0.01):
+    losses = np.asarray(losses)
+    rates = np.geomspace(1e-4, 0.1, losses.shape[1])
+    return Found(rates, losses, np.median(losses, 0), losses > losses[:, :1], suggestion)
+
+
 def drawn():
     """One of everything, on a figure of its own."""
     return {
         "learning_curves": plots.learning_curves({"training": [2.0, 1.0]}),
+        "lr_find": plots.lr_find(found([[3.0, 2.0, 1.0, 9.0]])),
         "decision_boundary": plots.decision_boundary(corner, X, LABELS, resolution=20),
         "activation": plots.activation(fnn.tanh),
         "gradient_flow": plots.gradient_flow({"layer_0": 1.0, "layer_1": 2.0}),
@@ -70,6 +88,35 @@ def test_learning_curves():
     assert legend(ax) == ["training", "validation"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "x (m)")
     assert [line.get_color() for line in ax.lines] == [*plots.COLOURS[:2]]
+
+
+def test_lr_find_draws_seeds_median_divergence_and_suggestion():
+    losses = [[3.0, 2.0, 1.0, 9.0], [2.0, 1.0, 0.5, np.inf], [4.0, 3.0, 2.0, 1.0]]
+    ax = plots.lr_find(found(losses), ylabel="x (m)")
+    *seeds, median, suggestion = ax.lines
+    assert len(seeds) == 3
+    np.testing.assert_array_equal(seeds[1].get_ydata(), [2, 1, 0.5, np.nan])
+    np.testing.assert_allclose(median.get_xdata(), [1e-4, 1e-3, 1e-2, 0.1])
+    np.testing.assert_allclose(median.get_ydata(), [3, 2, 1, 9])
+    assert set(suggestion.get_xdata()) == {0.01}
+    assert legend(ax) == ["median of 3 seeds", "suggestion: 0.01"]
+    assert (ax.get_xscale(), ax.get_yscale(), ax.get_ylabel()) == ("log", "log", "x (m)")
+    low, high = ax.get_ylim()
+    assert low < 0.5 < 4 < high < 9  # what diverges does not set the scale
+    (shade,) = ax.patches  # around the last rate, half way on the log scale to its neighbour
+    np.testing.assert_allclose(shade.get_x(), 10**-1.5, rtol=1e-6)
+    ax.figure.canvas.draw()
+
+
+def test_lr_find_of_nothing_finite_and_of_losses_below_zero():
+    ax = plots.lr_find(found([[np.inf] * 4, [np.nan] * 4], None))
+    assert len(ax.lines) == 3
+    ax.figure.canvas.draw()
+    below = plots.lr_find(found([[1.0, -1.0, -2.0, 3.0]]))
+    assert below.get_yscale() == "linear"
+    assert below.get_ylim()[0] < -2 < 1 < below.get_ylim()[1] < 3
+    flat = plots.lr_find(found([[0.0, 0.0]]))
+    flat.figure.canvas.draw()
 
 
 def test_decision_boundary_draws_regions_lines_and_rows():
@@ -197,6 +244,10 @@ ERRORS = [
         r"learning_curves: 'a' has shape \(1, 1, 1\)",
     ),
     (lambda: plots.learning_curves({"a": []}), r"expected \[epochs\] or \[epochs, steps\], not em"),
+    (
+        lambda: plots.lr_find(found([[1.0, 2.0]])._replace(losses=np.ones(2))),
+        r"lr_find: losses has shape \(2,\), expected \[seeds, rates\]",
+    ),
     (
         lambda: plots.decision_boundary(corner, X[0], LABELS),
         r"decision_boundary: x has shape \(2,\)",

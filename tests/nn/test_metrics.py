@@ -343,6 +343,119 @@ def test_perplexity():
     assert perplexity(jnp.asarray(11.0, jnp.float16)).dtype == jnp.float32
 
 
+# --- probabilities ------------------------------------------------------------------------------
+
+calibration_error = jax.jit(metrics.calibration_error, static_argnames="bins")
+brier_score = jax.jit(metrics.brier_score)
+P = np.asarray(fnn.softmax(LOGITS))
+
+
+def calibration_by_hand(p, labels, bins=15):
+    """Guo et al. 2017, equations 2 and 3, bin by bin, in float64."""
+    confidence, right = p.max(-1).astype(np.float64), p.argmax(-1) == labels
+    error = 0.0
+    for low in range(bins):
+        inside = (confidence * bins > low) & (confidence * bins <= low + 1)
+        inside |= (confidence == 0) & (low == 0)
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return error
+
+
+@pytest.mark.parametrize("bins", [1, 7, 15, 40])
+def test_calibration_error_is_its_definition(bins):
+    y = np.asarray(LABELS)
+    expected = calibration_by_hand(P, y, bins)
+    np.testing.assert_allclose(calibration_error(P, y, bins=bins), expected, rtol=1e-5)
+    assert 0.1 < expected < 0.5
+    mask = np.arange(1003) % 3 > 0
+    found = calibration_error(P, y, mask, bins=bins)
+    np.testing.assert_allclose(found, calibration_by_hand(P[mask], y[mask], bins), rtol=1e-5)
+    if bins == 15:  # the default
+        assert calibration_error(P, y) == calibration_error(P, y, bins=15)
+
+
+def test_calibration_error_of_certainty_and_at_the_edges_of_bins():
+    certain = jnp.eye(2)[jnp.array([0, 0, 0, 1])]
+    np.testing.assert_allclose(calibration_error(certain, jnp.array([0, 0, 0, 1])), 0)
+    np.testing.assert_allclose(calibration_error(certain, jnp.array([0, 1, 1, 1])), 0.5)
+    # Confidence 3/4 is in (1/2, 3/4], and 1 in (3/4, 1].
+    p = jnp.array([[0.75, 0.25], [0.25, 0.75], [1.0, 0.0], [0.5, 0.5]])
+    terms = metrics.calibration_terms(p, jnp.array([0, 0, 0, 1]), bins=4)
+    np.testing.assert_array_equal(terms["answers"].argmax(-1), [2, 2, 3, 1])
+    np.testing.assert_array_equal(terms["answers"].sum(-1), 1)
+    np.testing.assert_array_equal(terms["confidence"].max(-1), [0.75, 0.75, 1, 0.5])
+    np.testing.assert_array_equal(terms["right"].max(-1), [1, 0, 1, 0])
+    none = metrics.calibration_terms(p, jnp.array([0, 0, 0, 1]), jnp.zeros(4), bins=4)
+    assert not none["answers"].any()
+    assert np.isnan(calibration_error(p, jnp.array([0, 0, 0, 1]), jnp.zeros(4)))
+
+
+def test_calibration_error_of_batches():
+    y = np.asarray(LABELS)
+    sums = fnn.evaluate(lambda b: metrics.calibration_terms(*b), (P, y), 64, reduce="sum")
+    assert sums["answers"].shape == (15,)
+    assert sums["answers"].sum() == 1003
+    error = abs(sums["confidence"] - sums["right"]).sum() / sums["answers"].sum()
+    np.testing.assert_allclose(error, calibration_by_hand(P, y), rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_calibration_and_brier_in_float32_at_least(dtype):
+    p, y = jnp.asarray(P, dtype), np.asarray(LABELS)
+    rounded = np.asarray(p, np.float64)
+    error, scores = calibration_error(p, LABELS), brier_score(p, LABELS)
+    assert error.dtype == scores.dtype == jnp.float32
+    np.testing.assert_allclose(error, calibration_by_hand(rounded, y), rtol=1e-4)
+    expected = ((rounded - np.eye(CLASSES)[y]) ** 2).sum(-1)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_brier_score():
+    np.testing.assert_allclose(brier_score(jnp.eye(3), jnp.array([0, 1, 0])), [0, 0, 2])
+    soft = np.random.default_rng(4).dirichlet(np.ones(CLASSES), 1003).astype(np.float32)
+    expected = ((P.astype(np.float64) - soft) ** 2).sum(-1)
+    np.testing.assert_allclose(brier_score(P, soft), expected, rtol=1e-4, atol=1e-6)
+    mask = np.arange(1003) % 2 == 0
+    np.testing.assert_allclose(brier_score(P, soft, mask), expected * mask, rtol=1e-4, atol=1e-6)
+    # The least mean for true probabilities.
+    true = jnp.broadcast_to(jnp.array([0.7, 0.3]), (10, 2))
+    labels = jnp.arange(10) >= 7
+    score = [
+        brier_score(true + jnp.array(d), labels.astype(int)).mean()
+        for d in ([0.0, 0.0], [0.1, -0.1])
+    ]
+    np.testing.assert_allclose(score, [0.42, 0.44], rtol=1e-5)
+
+
+def test_brier_score_by_scikit_learn():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    y = np.asarray(LABELS) > 1
+    p = P[:, 2:].sum(-1)
+    both = jnp.stack([1 - p, p], -1)
+    theirs = sklearn.brier_score_loss(y, p)
+    np.testing.assert_allclose(brier_score(both, y.astype(int)).mean() / 2, theirs, rtol=1e-5)
+
+
+def test_what_is_no_probability():
+    """NaN in a program, an error outside, nothing where the mask takes it out."""
+    p = P.copy()
+    p[3] = np.nan
+    mask = np.arange(1003) != 3
+    for function in (metrics.calibration_error, metrics.brier_score):
+        assert np.isnan(function(p, LABELS).sum())
+        assert np.isfinite(function(p, LABELS, mask).sum())
+        assert np.isnan(jax.jit(function)(LOGITS, LABELS).sum())
+        with pytest.raises(ValueError, match=r"have a row with the sum .* expected the sum 1 and"):
+            function(LOGITS, LABELS)
+    labels = np.asarray(LABELS).copy()
+    labels[:2] = [-100, CLASSES]
+    found = brier_score(P, labels, labels != -100)
+    np.testing.assert_array_equal(np.isnan(found[:3]), [False, True, False])
+    right = metrics.calibration_terms(P, labels)["right"]
+    assert not right[:2].any()
+
+
 # --- evaluate's sums ----------------------------------------------------------------------------
 
 
@@ -395,6 +508,10 @@ def test_an_average_over_one_label_is_that_label():
         (lambda: metrics.class_counts(LOGITS, LABELS, jnp.ones(3)), ValueError, r"class_counts: mask has shape \(3,\), expected \(1003,\)"),
         (lambda: metrics.f1(jnp.ones((2, 3))), ValueError, r"f1: counts have shape \(2, 3\), expected \[classes, classes\]"),
         (lambda: metrics.recall(jnp.ones((2, 2)), average="weighted"), ValueError, "recall: average is 'weighted', expected None, 'macro' or 'micro'"),
+        (lambda: metrics.calibration_error(LABELS, LABELS), ValueError, r"calibration_error: probabilities are int32\[1003\], expected floating point"),
+        (lambda: metrics.brier_score(P[:, :1], LABELS), ValueError, r"brier_score: probabilities are float32\[1003, 1\]"),
+        (lambda: metrics.calibration_error(P, LABELS[:3]), ValueError, r"labels have shape \(3,\)"),
+        (lambda: metrics.calibration_error(P, LABELS, bins=0), ValueError, "bins is 0, expected at least 1"),
         (lambda: r2_terms(jnp.ones(3), jnp.ones((3, 1)), 0.0), ValueError, "r2_terms: predictions have shape"),
         (lambda: fnn.evaluate(lambda b: b, LABELS, 3, reduce="max"), ValueError, "evaluate: reduce is 'max', expected 'mean' or 'sum'"),
     ],

@@ -20,6 +20,7 @@ import numpy as np
 import fnn
 
 EPOCHS = 300
+SECONDS_OF_AN_EPOCH = 0.01  # at least: a life is a few epochs, on a fast machine too
 
 
 def forked(work: Callable[[], None]) -> int:
@@ -60,8 +61,12 @@ def killed_once(folder: Path, rng: random.Random) -> None:
     """One life: killed a random moment after its first epoch."""
     reads, writes = os.pipe()
 
+    def log(epoch: int, metrics: dict[str, float]) -> None:
+        os.write(writes, b".")
+        time.sleep(SECONDS_OF_AN_EPOCH)
+
     def live() -> None:
-        run(folder, checkpoint_seconds=0.0, log=lambda epoch, metrics: os.write(writes, b"."))
+        run(folder, checkpoint_seconds=0.0, log=log)
 
     child = forked(live)
     os.close(writes)

@@ -262,6 +262,16 @@ def test_a_hyperparameter_may_have_any_name():
     np.testing.assert_array_equal(result, np.broadcast_to([[11, 12]], (2, 4, 1, 2)))
 
 
+def test_a_value_for_each_fold():
+    factors = np.array([1.0, 2.0, 3.0, 4.0])
+    result = fnn.cross_validate(mean, KEYS, DATA, FOLDS, by_fold={"factor": factors})
+    np.testing.assert_allclose(result, [MEANS * factors[:, None]] * 2, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"cross_validate: factor has shape \(2,\), expected one"):
+        fnn.cross_validate(mean, KEYS, DATA, FOLDS, by_fold={"factor": factors[:2]})
+    with pytest.raises(ValueError, match=r"has shape \(4,\) and is in the grid too"):
+        fnn.cross_validate(mean, KEYS, DATA, FOLDS, {"factor": [1.0]}, by_fold={"factor": factors})
+
+
 def test_one_row_a_fold_and_folds_of_ones_own():
     def means(key, train, valid):
         return fnn.training.weighted_mean(train.data, train.weights), valid.data

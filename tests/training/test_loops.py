@@ -415,7 +415,7 @@ for epochs, save in zip(map(int, sys.argv[2::2]), sys.argv[3::2]):
 def test_a_run_goes_on_in_a_new_process_bit_for_bit(tmp_path):
     def fit(load, *epochs_and_save):
         command = [sys.executable, "-c", RESUME, load, *map(str, epochs_and_save)]
-        subprocess.run(command, check=True, timeout=120)
+        subprocess.run(command, check=True, timeout=300)
 
     fit("", 20, tmp_path / "whole.npz", 7, tmp_path / "part.npz")
     fit(tmp_path / "part.npz", 13, tmp_path / "rest.npz")

@@ -417,7 +417,7 @@ MISTAKES = {
     "words in a grid": (
         lambda: fnn.sweep(lambda key, rule: 0, KEY[None], {"rule": ["adam", "sgd"]}),
         TypeError,
-        "sweep: rule has the values ['adam', 'sgd'], expected numbers; loop over words and functions in Python",
+        "sweep: rule has the values ['adam', 'sgd'], expected numbers; words and functions are for fnn.population",
     ),
     "optimizers in a grid": (
         lambda: fnn.sweep(lambda key, rule: 0, KEY[None], {"rule": [fnn.adam, fnn.sgd]}),

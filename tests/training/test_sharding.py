@@ -32,14 +32,6 @@ def test_on_any_number_of_devices_the_tail_counts_exactly():
     assert len(traces) == 3
 
 
-def test_a_batch_that_cannot_be_split():
-    step = fnn.data_parallel(STEP)
-    batch = jnp.ones((12, 4)), jnp.zeros(12, jnp.int32)
-    said = "data_parallel: a batch of 12 rows cannot be split evenly over 8 devices"
-    with pytest.raises(ValueError, match=said):
-        step(STEP.init(linear_init()), batch, KEY)
-
-
 def normed_init(key):
     params, state = fnn.batch_norm_init(5)
     return {
@@ -93,3 +85,46 @@ def test_devices_exchange_gradients_once_and_gather_nothing():
     parameters = sum(leaf.size for leaf in jax.tree.leaves(ts.params))
     assert parameters < numbers <= parameters + 1 + 3 * 5  # the variance comes with the mean again
     assert len([shape for shape in reduced if "f32" in shape]) <= 4
+
+
+def dropped_loss_fn(params, state, batch, key):
+    h, state = fnn.batch_norm(params["norm"], state, fnn.dense(params["in"], batch[0]), train=True)
+    h = fnn.dropout(key, fnn.relu(h), 0.3)
+    return fnn.cross_entropy(fnn.dense(params["out"], h), batch[1]), state
+
+
+@pytest.mark.parametrize("rows", [3, 7, 12, 13])
+def test_any_number_of_rows_is_split(rows):
+    """Batch norm sees the rows of the batch and no others, on one device as on eight."""
+    _, _, _, batch = on_8_devices(rows)
+    step = fnn.make_train_step(dropped_loss_fn, fnn.sgd(0.1), clip_norm=0.1)
+    split = fnn.data_parallel(step)
+    mask = None if rows == 12 else jnp.arange(rows) != 1
+    first = normed_init(KEY)
+    one, metrics = jax.jit(step.update)(step.init(*first), batch, KEY, mask)
+    given = split.init(*first), batch, KEY, mask
+    compiled = jax.jit(split.update).lower(*given).compile()
+    many, dealt = compiled(*given)
+    chex.assert_trees_all_close(dealt, metrics, rtol=1e-4)
+    chex.assert_trees_all_close(
+        (many.params, many.state), (one.params, one.state), rtol=1e-4, atol=1e-6
+    )
+    products = re.findall(r"= f32\[(\d+),5\]\S* dot\(", compiled.as_text())
+    assert str(-(-rows // 8)) in products  # each device has its rows alone
+    assert str(rows) not in set(products) - {"3", "4"}  # those of the weights
+
+
+def test_a_run_whose_batches_and_tail_are_not_even():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(103, 4)), jnp.float32)
+    data = (x, x[:, :3].argmax(-1))
+    step = fnn.make_train_step(dropped_loss_fn, fnn.sgd(0.1))
+
+    def run(step):
+        ts = step.init(*normed_init(KEY))
+        return jax.jit(lambda ts: fnn.fit(step, ts, data, KEY, epochs=2, batch_size=13))(ts)
+
+    (one, history), (many, dealt) = run(step), run(fnn.data_parallel(step))
+    chex.assert_trees_all_close(dealt, history, rtol=1e-3)
+    chex.assert_trees_all_close(
+        (many.params, many.state), (one.params, one.state), rtol=1e-3, atol=1e-5
+    )

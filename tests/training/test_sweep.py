@@ -51,7 +51,7 @@ def test_a_member_is_its_solo_run_bit_for_bit(name):
     assert not np.isfinite(diverged).all() or diverged.max() > 1e3
 
 
-def test_points_are_pairs_of_a_key_and_values():
+def test_paired_values_belong_to_one_key_each():
     """On eight CPU devices, bit for bit, as the members of a grid."""
     together, alone = fnn.sweep(solo("adam"), KEYS, paired={"learning_rate": RATES}), swept("adam")
     for i in range(3):
@@ -59,7 +59,7 @@ def test_points_are_pairs_of_a_key_and_values():
 
 
 @pytest.mark.parametrize("width", [None, 1, 2, 9])
-def test_each_name_of_the_points_has_the_value_of_its_key(width):
+def test_each_paired_name_has_the_value_of_its_key(width):
     def label(key, z, a):
         return {"z": z, "a": a, "bits": jax.random.bits(key)}
 
@@ -71,7 +71,7 @@ def test_each_name_of_the_points_has_the_value_of_its_key(width):
         chex.assert_trees_all_equal(fnn.sweep(label, KEYS, paired={"z": z, "a": a}), result)
 
 
-def test_points_are_traced_once_for_all_values():
+def test_paired_values_are_traced_once():
     traces = []
 
     def counted(key, learning_rate):
@@ -290,12 +290,12 @@ def test_a_misspelt_hyperparameter_is_a_type_error():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"grid": {"rate": [1.0]}, "points": {"rate": [1.0]}}, "sweep: grid and points came, expected one of them"),
-        ({"points": [0.1, 0.2, 0.3]}, "sweep: points is a list, expected a dict such as"),
-        ({"points": {"rule": ["adam", "sgd", "lion"]}}, "sweep: rule has the values .* expected numbers"),
+        ({"grid": {"rate": [1.0]}, "paired": {"rate": [1.0]}}, "sweep: grid and paired came, expected one of them"),
+        ({"paired": [0.1, 0.2, 0.3]}, "sweep: paired is a list, expected a dict such as"),
+        ({"paired": {"rule": ["adam", "sgd", "lion"]}}, "sweep: rule has the values .* expected numbers"),
     ],
 )  # fmt: skip
-def test_points_of_another_kind(options, message):
+def test_paired_values_of_another_kind(options, message):
     with pytest.raises(TypeError, match=message):
         fnn.sweep(run, KEYS, **options)
 
