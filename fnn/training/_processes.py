@@ -16,7 +16,6 @@ import jax
 import numpy as np
 from jax import Array
 from jax.core import Tracer
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fnn._base import as_count
@@ -183,8 +182,14 @@ def _fetched(leaf: Any) -> Any:
         data = _fetched(jax.random.key_data(leaf))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     if _is_split(leaf):
-        return multihost_utils.process_allgather(leaf, tiled=True)
+        return _gathered(leaf, tiled=True)
     return np.asarray(leaf)
+
+
+def _gathered(value: Any, *, tiled: bool) -> np.ndarray:
+    from jax.experimental import multihost_utils  # not loaded by `import jax`
+
+    return multihost_utils.process_allgather(value, tiled=tiled)
 
 
 def _is_split(leaf: Any) -> bool:
@@ -209,7 +214,7 @@ def everyone(numbers: Sequence[int] | np.ndarray) -> np.ndarray:
     """int32 [n] of each process -> int32 [processes, n], on every process, when all have come."""
     if not several():
         return np.asarray(numbers, np.int32)[None]
-    return multihost_utils.process_allgather(np.asarray(numbers, np.int32))
+    return _gathered(np.asarray(numbers, np.int32), tiled=False)
 
 
 def from_first(value: Any) -> Any:

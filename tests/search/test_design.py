@@ -19,6 +19,7 @@ def table(suggestion):
     return {tried.hidden: tried for tried in suggestion.table}
 
 
+@pytest.mark.slow
 def test_clusters_need_no_hidden_layer():
     found = suggest(fnn.data.clusters(KEY, ROWS, classes=2, noise=0.3), **QUICK)
     assert found.hidden == ()
@@ -77,6 +78,7 @@ def test_what_was_tried_is_cross_validation_by_hand():
     )
 
 
+@pytest.mark.slow
 def test_a_line_and_a_curve():
     x = np.repeat(np.random.default_rng(0).normal(size=(ROWS, 1)), 7, axis=1)
     line = suggest((x, 3e4 + 1e3 * x[:, 0]), **QUICK)

@@ -141,6 +141,7 @@ def test_at_the_edge_of_the_range(rates, suggestion, edge, advice):
     assert advice in found.why
 
 
+@pytest.mark.slow
 def test_a_network_in_one_trace():
     traces = []
 

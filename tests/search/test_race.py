@@ -172,6 +172,7 @@ def net_update(ts, key, rate):
     return ts, jax.tree.map(jnp.mean, history)
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_is_fit_until():
     """The same epoch, the same best parameters and the same last ones, bit for bit."""
     rates = np.float32([0.3, 3.0, 10.0, 30.0, 100.0])
@@ -447,6 +448,7 @@ def test_replay_is_the_member(whole):
         assert again["loss"] == again["history"]["loss"][-1]
 
 
+@pytest.mark.slow
 def test_side_by_side_the_numbers_are_alike():
     one, three = (raced(width=width, stop=SMALL_STOP, every=3) for width in (1, 3))
     np.testing.assert_allclose(one["history"]["loss"], three["history"]["loss"], rtol=1e-4)
