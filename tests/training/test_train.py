@@ -394,7 +394,7 @@ def test_a_file_of_another_version_goes_on(lacks, whole, a_saved_run, tmp_path):
 
 def a_saved_marks(extra):
     return dict.fromkeys(MARKS, "now") | {n: extra[n] for n in ("settings", "data", "key")} | (
-        {n: extra[n] for n in ("start", "validation") if n in extra}
+        {n: extra[n] for n in ("start", "validation", "shares") if n in extra}
     )  # fmt: skip
 
 
