@@ -74,9 +74,9 @@ def test_the_protocol(monkeypatch):
     """36 rates with one seed, then ten others at the best and at the published rate."""
     calls = []
 
-    def fake(run, keys, *, points):
-        calls.append((keys, points["learning_rate"]))
-        return made_up(points["learning_rate"].astype(np.float64), keys)
+    def fake(run, keys, *, paired):
+        calls.append((keys, paired["learning_rate"]))
+        return made_up(paired["learning_rate"].astype(np.float64), keys)
 
     monkeypatch.setattr(_reproduce_deepobs, "sweep", fake)
     cell = cell_of("new", MOMENTUM, lambda key, learning_rate: None)
@@ -173,7 +173,7 @@ def test_the_order_of_batches_decides():
     """The effect itself, at the published rate: momentum is level with the logs, or far behind."""
     keys = jax.random.split(jax.random.key(7), 4)
     rates = {"learning_rate": np.full(4, MOMENTUM.published.rate, np.float32)}
-    found = {o: np.asarray(sweep(final_loss(MOMENTUM.make, o), keys, points=rates)) for o in ORDERS}
+    found = {o: np.asarray(sweep(final_loss(MOMENTUM.make, o), keys, paired=rates)) for o in ORDERS}
     published = np.array(list(MOMENTUM.published.losses.values()))
     assert abs(found["same"].mean() - published.mean()) < 0.1
     assert found["new"].min() > published.max() + 0.5
@@ -225,7 +225,7 @@ def test_a_rule_does_as_is_claimed(name):
 
 
 def test_the_table_of_wilson(monkeypatch):
-    def fake(run, keys, *, points):
+    def fake(run, keys, *, paired):
         n = len(keys)
         ones = np.ones(n, np.float32)
         return {"loss": 0 * ones, "accuracy": ones, "share": 0.7 * ones}

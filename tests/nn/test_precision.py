@@ -152,7 +152,7 @@ def test_moments_and_masters_of_a_population_are_float32(stored, optimizer, numb
 
 @pytest.mark.slow
 def test_a_sweep_in_bfloat16_is_its_solo_runs_and_follows_float32():
-    ts, history = fnn.sweep(population_run, KEYS, points={"learning_rate": RATES})
+    ts, history = fnn.sweep(population_run, KEYS, paired={"learning_rate": RATES})
     chex.assert_type(jax.tree.leaves(ts.params), jnp.float32)
     runs = [partial(population_run, computed=computed) for computed in ("bfloat16", None)]
     solo, (_, exact) = jax.jit(lambda *at: [run(*at) for run in runs])(KEYS[1], RATES[1])

@@ -340,10 +340,10 @@ def test_a_bad_row_stops_the_run_unless_it_is_masked():
     good, _ = update(ts, batch, KEY, jnp.arange(32) != 29)
     assert not good.first_bad.found()
     assert (good.params["w"] != ts.params["w"]).all()
-    bad, _ = update(ts, batch, KEY, jnp.ones(32, bool))
+    bad, metrics = update(ts, batch, KEY, jnp.ones(32, bool))
     chex.assert_trees_all_equal(host(bad.params), host(ts.params))
     with pytest.raises(FloatingPointError, match="the input is not finite"):
-        fnn.check_finite({}, bad)
+        fnn.check_finite({"nonfinite": metrics["nonfinite"][None]}, ts.params)
 
 
 @SLOW
