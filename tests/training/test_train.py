@@ -475,7 +475,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(kills, tmp_path
     """Each life is a new process."""
     module = ["-m", "tests.training.killed", str(tmp_path), str(kills)]
     command = [sys.executable, "-W", "ignore", *module]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
