@@ -81,7 +81,9 @@ class Population:
         half = _half_of_interval(values[:, at])
         members = [key * values.shape[1] + at for key in range(values.shape[0])]
         mean = float(means[at])
-        return BestPoint(self.points[at], mean, mean - half, mean + half, values[:, at], members)
+        return BestPoint(
+            _plain(self.points[at]), mean, mean - half, mean + half, values[:, at], members
+        )
 
     def to_dataframe(self) -> Any:
         """A pandas DataFrame: a row for each member that has run.
@@ -153,6 +155,11 @@ def _ranges(numbers: Sequence[int]) -> str:
     ranges = contiguous(numbers)
     said = [f"{r[0]} to {r[-1]}" if len(r) > 1 else str(r[0]) for r in ranges[:4]]
     return f"members {', '.join(said)}{', ...' if len(ranges) > 4 else ''}"
+
+
+def _plain(point: Point) -> Point:
+    """The point with Python's numbers in place of NumPy's, which print worse."""
+    return {n: v.item() if isinstance(v, np.generic) else v for n, v in point.items()}
 
 
 def _half_of_interval(values: np.ndarray) -> float:
