@@ -13,7 +13,7 @@ from fnn._base._checks import (
 from fnn._base._files import check_regular, lock, locked, remove_dead, write_whole
 from fnn._base._ids import as_ids
 from fnn._base._kept import kept_with, weakly
-from fnn._base._keys import check_key, fold_in, is_one_key, row_keys, split
+from fnn._base._keys import check_key, check_keys, fold_in, is_one_key, row_keys, split
 from fnn._base._means import weighted_mean, weighted_sum
 from fnn._base._norm import Seen, global_norm, leaf_by_leaf, leaves_apart, seen
 from fnn._base._numerics import (
@@ -62,6 +62,7 @@ __all__ = [
     "check_fits",
     "check_floating",
     "check_key",
+    "check_keys",
     "check_mask",
     "check_patterns",
     "check_range",

@@ -65,3 +65,18 @@ def _check_is_key(name: str, key: Any, none: str) -> None:
     ):
         came = type(key).__name__ if dtype is None else f"an array of {dtype}{list(key.shape)}"
         raise TypeError(f"{name}: key is {came}, expected a key like jax.random.key(0){none}")
+
+
+def check_keys(who: str, keys: Any) -> bool:
+    """Whether the keys are typed; an error unless they are keys [n]."""
+    if not isinstance(keys, Array | np.ndarray):
+        raise TypeError(
+            f"{who}: keys came as {keys!r:.60}, expected [n], as jax.random.split(key, n) gives"
+        )
+    typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    if keys.ndim != (1 if typed else 2) or keys.shape[0] == 0:
+        raise ValueError(
+            f"{who}: keys have shape {keys.shape}, expected [n], as jax.random.split(key, n) gives"
+        )
+    check_key(who, keys[0])
+    return typed

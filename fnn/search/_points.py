@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from fnn._base import as_count, check_key, number_of
+from fnn._base import as_count, check_keys, number_of
 
 Point = dict[str, Any]  # a value for each name
 Scale = Literal["linear", "log", "log1m"]
@@ -246,20 +246,11 @@ def shapes_program(value: Any) -> bool:
 
 def check_distinct_keys(who: str, keys: Any) -> None:
     """An error unless these are keys [n], all different."""
-    if not isinstance(keys, Array | np.ndarray):
-        raise TypeError(
-            f"{who}: keys came as {keys!r:.60}, expected [n], as jax.random.split(key, n) gives"
-        )
     if isinstance(keys, Tracer):
         raise TypeError(
             f"{who}: keys are traced, expected values: inside jit and vmap use fnn.sweep"
         )
-    typed = jax.numpy.issubdtype(keys.dtype, jax.dtypes.prng_key)
-    if keys.ndim != (1 if typed else 2) or keys.shape[0] == 0:
-        raise ValueError(
-            f"{who}: keys have shape {keys.shape}, expected [n], as jax.random.split(key, n) gives"
-        )
-    check_key(who, keys[0])
+    typed = check_keys(who, keys)
     data = np.asarray(jax.random.key_data(keys) if typed else keys)
     different = np.unique(data.reshape(len(data), -1), axis=0, return_index=True)[1]
     if len(different) < len(data):

@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from fnn._base import as_count, check_key, kept_with, weakly
+from fnn._base import as_count, check_keys, kept_with, weakly
 from fnn.training._processes import check_same, everyone, several, spans_processes, spread, together
 from fnn.training._programs import check_memory, memory_limit, peak_bytes
 
@@ -117,7 +117,7 @@ def _prepared(
             )
     pairs = {name: _values(who, name, values) for name, values in (paired or {}).items()}
     gridded = {name: _values(who, name, values) for name, values in (grid or {}).items()}
-    typed = _check_keys(who, keys)
+    typed = check_keys(who, keys)
     for name, v in pairs.items():
         if v.shape[0] != keys.shape[0]:
             raise ValueError(
@@ -232,21 +232,6 @@ def _values(who: str, name: str, values: ArrayLike) -> Array:
     if values.ndim == 0 or values.shape[0] == 0:
         raise ValueError(f"{who}: {name} has shape {values.shape}, expected at least one value")
     return values
-
-
-def _check_keys(who: str, keys: Any) -> bool:
-    """Whether the keys are typed; an error unless they are keys [n]."""
-    if not isinstance(keys, Array | np.ndarray):
-        raise TypeError(
-            f"{who}: keys came as {keys!r:.60}, expected [n], as jax.random.split(key, n) gives"
-        )
-    typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-    if keys.ndim != (1 if typed else 2) or keys.shape[0] == 0:
-        raise ValueError(
-            f"{who}: keys have shape {keys.shape}, expected [n], as jax.random.split(key, n) gives"
-        )
-    check_key(who, keys[0])
-    return typed
 
 
 def _one_by_one(
