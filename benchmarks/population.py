@@ -513,7 +513,8 @@ def peer(name: str, points: list[Point], processes: int = 1) -> Peer:
 
 def peers_of(only: tuple[str, ...], timed: int) -> dict[str, Peer]:
     """Those that are installed and asked for."""
-    some, all_points = points_of(8)[:timed], points_of(8)
+    all_points = points_of(8)
+    some = [all_points[9 * i % 64] for i in range(timed)]  # first each seed with another rate
     peers = {}
     for name, (module, _) in LOOPS.items():
         if not importlib.util.find_spec(module):
@@ -570,6 +571,7 @@ def scaled(times: dict[str, list[float]], factors: dict[str, float]) -> dict[str
 def show_work(timed: Timed, peers: dict[str, Peer]) -> None:
     """First calls, and the losses and accuracies of the trials beside fnn's of the same trials."""
     losses, rights = (np.asarray(leaf).ravel() for leaf in timed.results["fnn.sweep, 64"])
+    every = points_of(8)
     title = "What was trained: means over the timed trials, and fnn's over the same ones"
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
@@ -580,7 +582,8 @@ def show_work(timed: Timed, peers: dict[str, Peer]) -> None:
         if name in peers and peers[name].points:
             found = np.array(timed.results[name])
             loss, accuracy = found.mean(0)
-            own = losses[: len(found)].mean(), rights[: len(found)].mean()
+            same = [every.index(point) for point in peers[name].points]
+            own = losses[same].mean(), rights[same].mean()
             cells = [str(len(found)), cells[1], f"{loss:.4f}", f"{own[0]:.4f}"]
             cells += [f"{100 * accuracy:.1f}", f"{100 * own[1]:.1f}"]
             if abs(accuracy - own[1]) > 0.02 or not 0.8 < loss / own[0] < 1.25:

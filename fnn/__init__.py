@@ -1,11 +1,22 @@
 """Functional neural networks for JAX: everything is a pure function of plain arrays.
 
 What a program needs is here, flat. The rest is reached through its wing: ``fnn.nn``, ``fnn.optim``,
-``fnn.data``, ``fnn.training``, ``fnn.search``, ``fnn.checkpoint``, ``fnn.inspect`` and
-``fnn.compare``.
+``fnn.data``, ``fnn.training``, ``fnn.search``, ``fnn.checkpoint``, ``fnn.inspect``,
+``fnn.interchange``, ``fnn.estimators`` and ``fnn.compare``.
 """
 
-from fnn import checkpoint, compare, data, inspect, nn, optim, search, training
+from fnn import (
+    checkpoint,
+    compare,
+    data,
+    estimators,
+    inspect,
+    interchange,
+    nn,
+    optim,
+    search,
+    training,
+)
 from fnn.data import augment, datasets
 from fnn.inspect import diagnostics, plots, summary
 from fnn.nn import (
@@ -200,6 +211,9 @@ __all__ = [  # noqa: RUF022
     "plots",
     "summary",
     "compare",
+    # other libraries
+    "interchange",
+    "estimators",
 ]
 
 

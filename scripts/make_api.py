@@ -12,7 +12,18 @@ import jax
 import fnn
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
-WINGS = ("nn", "optim", "data", "training", "checkpoint", "inspect", "compare")
+WINGS = (
+    "nn",
+    "optim",
+    "data",
+    "training",
+    "search",
+    "checkpoint",
+    "inspect",
+    "interchange",
+    "estimators",
+    "compare",
+)
 HEAD = """# The interface, name by name
 
 Written by `python scripts/make_api.py` from the first line of each docstring, shapes first. A name

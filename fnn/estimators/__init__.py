@@ -1,0 +1,3 @@
+"""scikit-learn estimators that train with fnn."""
+
+__all__ = []
