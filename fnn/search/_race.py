@@ -7,7 +7,7 @@ of one size, so one program serves all rungs. A place of a group that no member 
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,15 @@ from fnn.search._pruning import Prune
 from fnn.search._race_folder import RaceFolder
 from fnn.search._race_members import Arrays, Kind, Members
 from fnn.search._trainable import TO_RUN, Keep, Trainable, as_trainable, kept_of
-from fnn.training import EarlyStopping, sweep_with
+from fnn.training import (
+    EarlyStopping,
+    check_same,
+    everyone,
+    fetch,
+    is_first,
+    sweep_with,
+    together,
+)
 
 SAVE_SECONDS = 60.0  # a long rung is saved on the way too
 ONE_AFTER_ANOTHER = 8  # members of a group on each device, if that is a CPU
@@ -79,7 +87,8 @@ def race(
     ``.replay(member)`` trains one run again alone, for as many epochs as it had. It gives the same
     values, with the whole states as "last" and "best".
 
-    Ctrl-C or SIGTERM ends the race after the present group. It is saved and returned.
+    Ctrl-C or SIGTERM ends the race after the present group. It is saved and returned. Of several
+    processes all have the whole population, and process 0 writes the folder, which all must see.
     """
     epochs, every = as_count("race", "epochs", epochs), as_count("race", "every", every)
     if epochs < every:
@@ -94,16 +103,16 @@ def race(
     members = Members(pair, plan, stop, keep, every, epochs)
     members.check_monitor("prune", getattr(prune, "monitor", None))
     groups = _Groups(members, width)
+    progress = progress and is_first()
     with _opened(folder, members, prune) as saved:
-        if saved is not None and saved.read() and progress:
+        if saved is not None and _read(saved) and progress:
             print(f"race: goes on from epoch {members.at} of {folder}", file=sys.stderr)
         said = counter("epoch", epochs, members.at, progress)
         with Interrupts() as interrupts, said as say:
-            while members.running.any() and members.at < epochs and not interrupts.seen:
+            while members.running.any() and members.at < epochs and not _ended(interrupts):
                 _prune(members, groups, prune)
                 _rung(members, groups, epochs, saved, interrupts)
-                if saved is not None:
-                    saved.write()
+                _write(saved)
                 say(members.at, f"{members.running.sum()} of {members.plan.members} runs go on")
         return _population(members, groups, epochs)
 
@@ -123,8 +132,27 @@ def _opened(
     if folder is None:
         yield None
         return
-    with run_lock("race", folder):
+    with ExitStack() as held:
+        lock = run_lock("race", folder) if is_first() else nullcontext()
+        together("race", lambda: held.enter_context(lock))
         yield RaceFolder(folder, members, prune)
+
+
+def _read(saved: RaceFolder) -> bool:
+    """Whether there was a race in the folder; then it is where it was saved, on every process."""
+    found = together("race", saved.read)
+    check_same("race", folder=saved.members.epochs)
+    return found
+
+
+def _write(saved: RaceFolder | None) -> None:
+    if saved is not None and is_first():
+        saved.write()
+
+
+def _ended(interrupts: Interrupts) -> bool:
+    """Whether a signal was seen, by any process."""
+    return bool(everyone([interrupts.seen]).any())
 
 
 # --- between two rungs, and a rung --------------------------------------------------------------
@@ -158,11 +186,11 @@ def _rung(
     end = min((members.at // members.every + 1) * members.every, epochs)
     before = time.monotonic()
     for kind, numbers in groups.of_all(members, members.running & (members.epochs < end)):
-        if interrupts.seen:
+        if _ended(interrupts):
             break
         groups.train(members, kind, numbers, end)
-        if saved is not None and time.monotonic() - before > SAVE_SECONDS:
-            saved.write()
+        if time.monotonic() - before > SAVE_SECONDS:
+            _write(saved)
             before = time.monotonic()
     groups.leave(members)
 
@@ -237,7 +265,7 @@ class _Groups:
         paired = {name: values[rank] for name, values in given.items()}
         if TO_RUN in paired:
             paired[TO_RUN] = np.where(self.order < len(numbers), paired[TO_RUN], 0)
-        results = jax.device_get(sweep_with("race", run, keys, None, self.width, paired=paired))
+        results = fetch(sweep_with("race", run, keys, None, self.width, paired=paired))
         at = np.argsort(self.order)[: len(numbers)]
         return [jax.tree.map(lambda a, i=i: a[i], results) for i in at]
 

@@ -17,7 +17,14 @@ from fnn.training._gradient import Weighted
 from fnn.training._layout import sharded
 from fnn.training._loops import Measured, Validate, fit, fit_until, run_epochs
 from fnn.training._nonfinite import POLICIES, FirstBad, NonFinitePolicy, check_finite, names_of_bad
-from fnn.training._processes import everyone, fetch, is_first, start_processes, together
+from fnn.training._processes import (
+    check_same,
+    everyone,
+    fetch,
+    is_first,
+    start_processes,
+    together,
+)
 from fnn.training._replay import replay
 from fnn.training._rows import Tail
 from fnn.training._sharding import data_parallel
@@ -49,6 +56,7 @@ __all__ = [
     "Validate",
     "Weighted",
     "check_finite",
+    "check_same",
     "cross_validate",
     "data_parallel",
     "evaluate",

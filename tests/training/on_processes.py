@@ -59,6 +59,39 @@ def swept():
     return fnn.sweep(run, jax.random.split(KEY, 3), {"rate": [0.5, 1.0, 2.0]})
 
 
+def searched(folder):
+    """Arrays by name: of a population of two programs and of a race, both kept in a folder."""
+    from tests.nets import KEY, LABELS, X, linear_init, linear_loss_fn
+
+    data, keys = (X[:48], LABELS[:48]), jax.random.split(KEY, 3)
+
+    def step_of(rate):
+        return fnn.make_train_step(linear_loss_fn, fnn.sgd(rate))
+
+    def run(key, rate, epochs):
+        step = step_of(rate)
+        ts, history = fnn.fit(
+            step, step.init(linear_init()), data, key, epochs=epochs, batch_size=16
+        )
+        return {"w": ts.params["w"], "loss": history["loss"][-1, -1]}
+
+    def init(key, rate):
+        return step_of(rate).init(linear_init())
+
+    def update(ts, key, rate):
+        ts, history = fnn.fit(step_of(rate), ts, data, key, epochs=1, batch_size=16)
+        return ts, {"loss": history["loss"][0, -1]}
+
+    grid = {"rate": [0.01, 0.1, 0.3], "epochs": [fnn.search.Static(1), fnn.search.Static(2)]}
+    kept = {"folder": folder / "population", "piece": 4, "progress": False}
+    population = fnn.population(run, keys, grid, **kept)
+    rule = fnn.search.SuccessiveHalving("loss")
+    kept = {"folder": folder / "race", "progress": False}
+    rates = {"rate": [0.01, 0.03, 0.1, 0.3]}
+    race = fnn.race((init, update), keys, rates, epochs=4, prune=rule, **kept)
+    return named((population.values, race.values))
+
+
 def trained(folder, devices=None):
     """Arrays by name: of a sweep, and of `train` with a checkpoint, a hook and validation."""
     from tests.nets import LABELS, X
@@ -128,6 +161,10 @@ def sweep_scenario(folder, index):
         fnn.sweep(jax.random.normal, jax.random.split(jax.random.key(index), 2))
     except ValueError as error:
         print(error)
+
+
+def searched_scenario(folder, index):
+    np.savez(folder / f"{index}.npz", **searched(folder))
 
 
 def everything_scenario(folder, index):

@@ -95,6 +95,17 @@ def test_several_processes_compute_what_one_does(what, count, devices, tmp_path,
 
 
 @pytest.mark.slow
+def test_a_population_and_a_race_are_those_of_one_process_bit_for_bit(tmp_path, programs):
+    all_well(started("searched", tmp_path, programs, 2))
+    expected = on_processes.searched(tmp_path / "one")
+    again = on_processes.searched(tmp_path)  # one process reads what the two have written
+    for found in (again, *(dict(np.load(tmp_path / f"{index}.npz")) for index in range(2))):
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+@pytest.mark.slow
 def test_an_error_of_one_process_is_told_to_all(tmp_path, programs):
     first, second = all_well(started("mistakes", tmp_path, programs, 2))
     assert "ZeroDivisionError of the hook" in first
