@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+EXAMPLES ?= examples/*.py
 
-.PHONY: compare test test-all lint types examples bench clean
+.PHONY: compare test test-all lint types examples notebooks docs bench clean
 
 compare: $(VENV)/installed
 	$(BIN)/fnn compare
@@ -22,7 +23,14 @@ types: $(VENV)/installed-test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 examples: $(VENV)/installed
-	ls examples/*.py | xargs -P 2 -I {} sh -c 'echo "== {}"; $(BIN)/python {} --quick || exit 255'
+	ls $(EXAMPLES) | xargs -P 2 -I {} sh -c 'echo "== {}"; $(BIN)/python {} --quick || exit 255'
+
+notebooks: $(VENV)/installed-docs # the chapters of the course, executed, into out/notebooks/
+	$(BIN)/python scripts/make_notebooks.py --execute
+
+docs: $(VENV)/installed-docs # the site, into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python scripts/docs_check.py
 
 bench: $(VENV)/installed
 	for file in one_program sweep driver conv lstm; do $(BIN)/python benchmarks/$$file.py || exit 1; done
@@ -37,5 +45,9 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) out .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) out site .pytest_cache .ruff_cache .hypothesis

@@ -19,17 +19,50 @@ import tyro
 
 import fnn
 
+# %% [markdown]
+# ## The neuron
+#
+# It weighs its inputs, adds a bias, and squashes the sum into a probability:
+#
+# $$p = \sigma(x \cdot w + b), \qquad \sigma(z) = \frac{1}{1 + e^{-z}}$$
+#
+# The sum $z = x \cdot w + b$ is called the logit. `fnn.dense` computes it for all rows at once.
 
+
+# %%
 def neuron(params, x):
     """[..., 2] -> [...]: the logit, whose sigmoid is the probability of class 1."""
     return fnn.dense(params, x)[..., 0]
 
 
+# %% [markdown]
+# ## The loss
+#
+# For a label $y$ of 0 or 1 the loss is the surprise at the right answer, in nats:
+#
+# $$\ell = -y \log p - (1 - y) \log(1 - p)$$
+#
+# The function takes logits, not probabilities: then nothing overflows. It returns one loss a row;
+# the step takes their mean.
+
+
+# %%
 def loss_fn(params, batch, key):
     x, labels = batch
     return fnn.binary_cross_entropy(neuron(params, x), labels)
 
 
+# %% [markdown]
+# ## Gradient descent
+#
+# The gradient of the mean loss is simple, the mean of what was wrong times what came in:
+#
+# $$\frac{\partial \ell}{\partial w} = \frac{1}{n} \sum_i (p_i - y_i) \, x_i$$
+#
+# JAX computes it from `loss_fn`. Nesterov's rule goes down along it, with momentum.
+
+
+# %%
 def train(key, data, *, bias, epochs):
     """One training run. Each batch holds all rows, so an epoch is one step."""
     step = fnn.make_train_step(loss_fn, fnn.nesterov(0.2))
@@ -37,6 +70,16 @@ def train(key, data, *, bias, epochs):
     return fnn.fit(step, ts, data, key, epochs=epochs, batch_size=len(data[1]))
 
 
+# %% [markdown]
+# ## Newton's method, as a check
+#
+# The loss is convex, so there is one minimum. Newton's method divides the gradient by the
+# curvature, the Hessian $H = X^T \mathrm{diag}(p (1 - p)) X$:
+#
+# $$w \leftarrow w - H^{-1} X^T (p - y)$$
+
+
+# %%
 def newton(x, labels, steps=10):
     """Logistic regression in NumPy: w1, w2 and b where the gradient of the mean loss is 0."""
     x = np.concatenate([np.float64(x), np.ones((len(x), 1))], axis=1)  # b is the weight of 1
@@ -49,6 +92,14 @@ def newton(x, labels, steps=10):
     return w
 
 
+# %% [markdown]
+# ## With and without a bias
+#
+# The neuron is undecided where $x \cdot w + b = 0$. Without $b$ this line passes through (0, 0),
+# and both clouds lie on one side of that point.
+
+
+# %%
 def main(quick: bool = False, out: Path = Path("out")) -> None:
     """Train one neuron with a bias and one without; draw the line where each is undecided."""
     data_key, run_key = jax.random.split(jax.random.key(0))

@@ -21,6 +21,25 @@ from matplotlib.figure import Figure
 import fnn
 from fnn.inspect.plots import COLOURS
 
+# %% [markdown]
+# ## The rules
+#
+# Each takes a gradient $g_t$ and says by how much the parameters move. Five of the eleven, with
+# rate $\eta$; bias corrections are left out here:
+#
+# | rule | step |
+# |---|---|
+# | sgd | $\eta \, g_t$ |
+# | momentum | $\eta \, m_t$, with $m_t = \mu \, m_{t-1} + g_t$ |
+# | rmsprop | $\eta \, g_t / \sqrt{v_t}$, with $v_t = \beta v_{t-1} + (1 - \beta) g_t^2$ |
+# | adam | $\eta \, m_t / \sqrt{v_t}$, both averages |
+# | lion | $\eta \, \mathrm{sign}(\beta_1 m_{t-1} + (1 - \beta_1) g_t)$ |
+#
+# Rules that divide by $\sqrt{v_t}$ make steps of about $\eta$ whatever the size of the gradient.
+# So their best rates are far from sgd's, and a race at one rate for all would be decided by that
+# rate.
+
+# %%
 RULES = {
     "sgd": fnn.sgd,
     "momentum": fnn.momentum,
@@ -38,6 +57,11 @@ RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 LOSS = 0.1  # nats: about the loss if each right class has a probability of 90 %
 
 
+# %% [markdown]
+# ## The problem
+
+
+# %%
 def init(key):
     return fnn.mlp_init(key, (64, 32, 10), w_init=fnn.kaiming_normal)
 
@@ -48,6 +72,11 @@ PROBLEM = replace(
 )
 
 
+# %% [markdown]
+# ## The result in words
+
+
+# %%
 def told(rule: dict[str, Any]) -> str:
     """The line of a rule: its rate, the steps to the loss, its loss and its interval."""
     final, steps = rule["final"], rule["steps_to_target"]
@@ -59,6 +88,11 @@ def told(rule: dict[str, Any]) -> str:
     return f"{rule['name']:10}{rate:10g}{reached:>14}{mean:10.3f}   {low:.3f} to {high:.3f}"
 
 
+# %% [markdown]
+# ## The drawing
+
+
+# %%
 def draw(document: dict[str, Any], file: Path) -> None:
     """The loss by epoch at the chosen rate, and the last loss by rate."""
     figure = Figure(figsize=(10.5, 4.6), layout="constrained", dpi=110)
@@ -83,6 +117,14 @@ def draw(document: dict[str, Any], file: Path) -> None:
     figure.savefig(file)
 
 
+# %% [markdown]
+# ## The race
+#
+# `compare_optimizers` tries every rate from a few seeds, chooses each rule's rate on the
+# validation rows, and then runs fresh seeds. Intervals are over these seeds and the test rows.
+
+
+# %%
 def main(quick: bool = False, out: Path = Path("out")) -> None:
     """Race the rules; draw the loss by epoch at the best rate, and the last loss by rate."""
     fnn.use_all_cores()

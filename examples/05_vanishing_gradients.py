@@ -21,6 +21,19 @@ from matplotlib.figure import Figure
 
 import fnn
 
+# %% [markdown]
+# ## Beginnings
+#
+# Backwards through one layer, $h_{l+1} = \phi(h_l W_l)$, a gradient $\delta$ becomes
+#
+# $$\delta_l = \left(\delta_{l+1} \odot \phi'(z_l)\right) W_l^T$$
+#
+# If the weights have variance $s^2$ and $n$ units feed each unit, its squared norm changes by
+# about $n \, s^2 \, \mathbb{E}[\phi'(z)^2]$. After 50 layers this factor is raised to the 50th
+# power. Xavier takes $s^2 = 2 / (n_{in} + n_{out})$, which keeps the norm where $\phi' = 1$.
+# Kaiming takes $s^2 = 2 / n_{in}$, because relu's slope is 0 for half of the inputs.
+
+# %%
 WIDTH = 32
 BEGINNINGS = {  # colour, initializer of the weights, whether each layer has batch norm
     "normal, deviation 1": ("#D55E00", jax.nn.initializers.normal(1.0), False),
@@ -34,6 +47,14 @@ ACTIVATIONS = {"sigmoid": fnn.sigmoid, "tanh": fnn.tanh, "relu": fnn.relu}
 data = fnn.datasets.digits()
 
 
+# %% [markdown]
+# ## Fifty equal layers
+#
+# They are one layer whose parameters have a first axis of 50, and `jax.lax.scan` goes through it.
+# So the program is as small as that of one layer.
+
+
+# %%
 def init(key, depth, w_init):
     """All hidden layers have the same shapes, so they are one tree with leaves [depth, ...]."""
     k1, k2, k3 = jax.random.split(key, 3)
@@ -63,6 +84,13 @@ def loss_fn(params, batch, key, activation=fnn.relu, normed=False):
     return fnn.cross_entropy(apply(params, x, activation, normed), labels)
 
 
+# %% [markdown]
+# ## The gradient of each layer
+#
+# The norm of a layer's gradient is the root of the sum of squares of all its entries.
+
+
+# %%
 @partial(jax.jit, static_argnums=(1, 2))
 def gradient_by_layer(params, activation, normed):
     """[depth]: the norm of the loss's gradient in each hidden layer, from the input on."""
@@ -74,6 +102,15 @@ def gradient_by_layer(params, activation, normed):
     return jax.vmap(fnn.params.global_norm)(jax.grad(mean_loss)(params)["hidden"])
 
 
+# %% [markdown]
+# ## Clipping
+#
+# A gradient $g$ that is longer than a limit $c$ is shortened to it; its direction stays:
+#
+# $$g \leftarrow g \cdot \min\left(1, \frac{c}{\|g\|}\right)$$
+
+
+# %%
 def train(key, clip_norm, *, depth, epochs):
     """One training run -> history."""
     init_key, fit_key = jax.random.split(key)
@@ -82,6 +119,13 @@ def train(key, clip_norm, *, depth, epochs):
     return fnn.fit(step, ts, data.train, fit_key, epochs=epochs, batch_size=64)[1]
 
 
+# %% [markdown]
+# ## Measure, and train
+#
+# The limits of clipping, 0.5 and infinity, are numbers in one program.
+
+
+# %%
 def main(quick: bool = False, out: Path = Path("out")) -> None:
     """Measure and draw the gradients of each network; train one with and without clipping."""
     depth, epochs, seeds = (20, 2, 1) if quick else (50, 30, 4)

@@ -21,6 +21,17 @@ from matplotlib.figure import Figure
 
 import fnn
 
+# %% [markdown]
+# ## Four functions
+#
+# | function | formula | derivative |
+# |---|---|---|
+# | sigmoid | $1 / (1 + e^{-z})$ | $\sigma (1 - \sigma)$, at most 1/4 |
+# | tanh | $(e^z - e^{-z}) / (e^z + e^{-z})$ | $1 - \tanh^2$, at most 1 |
+# | relu | $\max(0, z)$ | 1 above 0, else 0 |
+# | leaky relu | $\max(0.1 \, z, z)$ | 1 above 0, else 0.1 |
+
+# %%
 ACTIVATIONS = {
     "sigmoid": fnn.sigmoid,
     "tanh": fnn.tanh,
@@ -31,6 +42,14 @@ BIASES = np.array([0, -0.25, -0.5, -0.75, -1, -1.25, -1.5])
 data = fnn.datasets.digits()
 
 
+# %% [markdown]
+# ## A bad beginning
+#
+# Every hidden bias starts at the same value. The lower it is, the fewer rows make $x \cdot w + b$
+# positive.
+
+
+# %%
 def init(key, bias):
     params = fnn.mlp_init(key, (64, 64, 64, 10), w_init=fnn.kaiming_normal)
     for hidden in ("layer_0", "layer_1"):
@@ -38,6 +57,15 @@ def init(key, bias):
     return params
 
 
+# %% [markdown]
+# ## Count the dead
+#
+# A unit is dead if it is 0 for every row of the training data. The gradient of its weights is the
+# sum of $\delta \, \phi'(z) \, x$ over the rows, and $\phi'(z)$ is 0 in each.
+# `fnn.diagnostics.capture` reads the units of each layer without a change to the network.
+
+
+# %%
 def train(key, bias, *, activation, epochs):
     """One run -> (share of dead units before it, and after it, accuracy on the test rows)."""
 
@@ -59,6 +87,13 @@ def train(key, bias, *, activation, epochs):
     return before, dead(ts.params), fnn.accuracy(logits, data.test[1]).mean()
 
 
+# %% [markdown]
+# ## Draw and train
+#
+# All biases and seeds are one sweep for each activation function.
+
+
+# %%
 def main(quick: bool = False, out: Path = Path("out")) -> None:
     """Draw the functions; train from lower and lower biases, and count the dead units."""
     figure = Figure(figsize=(12.5, 6.2), layout="constrained", dpi=100)

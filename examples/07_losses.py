@@ -22,6 +22,21 @@ import tyro
 
 import fnn
 
+# %% [markdown]
+# ## Losses of a line
+#
+# With the error $d = \hat y - y$:
+#
+# | loss | formula | slope |
+# |---|---|---|
+# | squared | $d^2$ | $2 d$ |
+# | absolute | $\left\lvert d \right\rvert$ | $\mathrm{sign}(d)$ |
+# | Huber | $d^2 / 2$; beyond 1: $\left\lvert d \right\rvert - 1/2$ | $d$, cut at $\pm 1$ |
+#
+# The slope is the pull of a point on the line. An outlier that is 20 away pulls 40 times as
+# strongly as a point that is 0.5 away under the squared error, and twice as strongly under Huber's.
+
+# %%
 LINES = {
     "squared error": fnn.squared_error,
     "absolute error": fnn.absolute_error,
@@ -29,6 +44,20 @@ LINES = {
 }
 
 
+# %% [markdown]
+# ## Losses of a classifier
+#
+# With $p = \sigma(z)$ and the label 1, the gradients by the logit are
+#
+# $$\frac{\partial}{\partial z} (1 - p)^2 = -2 (1 - p) \, p (1 - p)$$
+#
+# $$\frac{\partial}{\partial z} (-\log p) = -(1 - p)$$
+#
+# Where the classifier is confidently wrong, $p$ is almost 0. So the first gradient is almost 0,
+# and the second almost $-1$.
+
+
+# %%
 def squared_error_of_probability(logits, labels):
     return fnn.squared_error(fnn.sigmoid(logits), labels)
 
@@ -39,6 +68,11 @@ CLASSIFIERS = {
 }
 
 
+# %% [markdown]
+# ## Points with outliers
+
+
+# %%
 def points_on_a_line(key, rows):
     """x [rows], y [rows]: y = 2 x + 1 + noise of deviation 0.5; outliers are 15 to 25 too high.
 
@@ -51,6 +85,13 @@ def points_on_a_line(key, rows):
     return x, 2 * x + 1 + 0.5 * jax.random.normal(noise_key, (rows,)) + far
 
 
+# %% [markdown]
+# ## One training run
+#
+# `fnn.diagnostics.observe` adds the parameters of each step to the history.
+
+
+# %%
 def predict(params, x):
     """[...] -> [...]: w x + b."""
     return fnn.dense(params, x[..., None])[..., 0]
@@ -72,6 +113,11 @@ def train(params, data, *, loss, optimizer, epochs):
     return fnn.fit(seen, seen.init(params), data, key, epochs=epochs, batch_size=len(data[0]))
 
 
+# %% [markdown]
+# ## The drawing: three lines, two gradients, two recoveries
+
+
+# %%
 def draw_lines(ax, data, epochs):
     """Fit a line to the points by each loss; print and draw the lines."""
     ax.plot(*data, "o", color="0.6", markersize=4)
@@ -120,6 +166,11 @@ def draw_recovery(ax, data, epochs):
     ax.set(title="learning, from confidently wrong")
 
 
+# %% [markdown]
+# ## All three panels
+
+
+# %%
 def main(quick: bool = False, out: Path = Path("out")) -> None:
     """Fit lines by three losses, classify by two losses, and draw the results."""
     line_key, cloud_key = jax.random.split(jax.random.key(0))

@@ -34,6 +34,13 @@ import fnn
 from fnn import plots
 from fnn.inspect.plots import COLOURS
 
+# %% [markdown]
+# ## Cures and their strengths
+#
+# Every point is four numbers: L1, L2, dropout rate, pixels. They are numbers in one program, so
+# all cures at all strengths are one sweep. A strength of 0 is no cure.
+
+# %%
 UNITS = ("", "", "", " px")  # units of a point: L1, L2, dropout rate, shift of the images
 L1 = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 L2 = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -51,6 +58,19 @@ CURES = {
 POINTS = [(cure, point) for cure, strengths in CURES.items() for point in product(*strengths)]
 
 
+# %% [markdown]
+# ## The loss with all cures
+#
+# $$\ell = -\log p_c + \lambda_1 \sum_w |w| + \lambda_2 \sum_w w^2$$
+#
+# The penalties count weights, not biases. The pull of L2, $2 \lambda_2 w$, is weaker for small
+# weights; that of L1 has the same size for all, so it makes weights zero. Dropout sets each hidden
+# unit to 0 with probability $r$ and multiplies the others by $1 / (1 - r)$, so that the mean of a
+# unit's output stays. Augmentation shows each image a little shifted, by another shift in each
+# step.
+
+
+# %%
 def loss_fn(params, batch, key, l1, l2, rate, pixels):
     x, labels = batch
     shift_key, dropout_key = fnn.split(key)
@@ -59,6 +79,13 @@ def loss_fn(params, batch, key, l1, l2, rate, pixels):
     return fnn.cross_entropy(logits, labels) + fnn.params.elastic_net(params, l1=l1, l2=l2)
 
 
+# %% [markdown]
+# ## What is measured
+#
+# Without dropout and augmentation: these are for training.
+
+
+# %%
 def scores(params, rows):
     """-> (mean loss, accuracy), without dropout and augmentation."""
     x, labels = rows
@@ -71,6 +98,14 @@ def validate(ts, rows):
     return {"loss": scores(ts.params, valid)[0], "training_loss": scores(ts.params, train)[0]}
 
 
+# %% [markdown]
+# ## One run
+#
+# `fit_until` keeps the parameters of the epoch with the lowest validation loss: early stopping.
+# Its patience is the whole run, so the end is seen too.
+
+
+# %%
 def run(key, strengths, *, train, valid, epochs):
     """-> ((validation, training loss) [epochs] each, (last, best) parameters): one training run.
 
@@ -88,6 +123,11 @@ def run(key, strengths, *, train, valid, epochs):
     return losses, (progress.last.params, progress.best.params)
 
 
+# %% [markdown]
+# ## All runs as one sweep
+
+
+# %%
 def main(quick: bool = False, out: Path = Path("out")) -> None:
     """Train with each cure from several seeds; draw the losses side by side."""
     fnn.use_all_cores()  # each core trains its share of the runs

@@ -30,6 +30,10 @@ import fnn
 from fnn import plots, pruning
 from fnn.inspect.plots import COLOURS
 
+# %% [markdown]
+# ## What is tried
+
+# %%
 WIDTHS = (8, 16, 32, 64, 128, 256, 512)  # the program computes the last width for all
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98)
 PENALTIES = (0.0, 3e-4, 1e-3, 3e-3)
@@ -38,6 +42,18 @@ BATCH = 32
 data = fnn.datasets.digits()
 
 
+# %% [markdown]
+# ## A width that is a number
+#
+# All networks have 512 hidden units, and those beyond the width are set to 0:
+#
+# $$z = \left(h \odot [\,i < \mathrm{width}\,]\right) W_2 + b_2$$
+#
+# Units that are 0 have no gradient, so the rest trains as a network of that width. The last
+# layer's weights begin as if it had `width` inputs.
+
+
+# %%
 def init(key, width):
     k1, k2 = jax.random.split(key)
     hidden = fnn.dense_init(k1, 64, WIDTHS[-1], w_init=fnn.kaiming_normal)
@@ -51,6 +67,11 @@ def apply(params, x, width):
     return fnn.dense(params["logits"], jnp.where(jnp.arange(WIDTHS[-1]) < width, x, 0))
 
 
+# %% [markdown]
+# ## One training run
+
+
+# %%
 def trained(params, apply, optimizer, rows, key, epochs, weights=None, penalty=0.0):
     def loss_fn(params, batch, key):
         x, labels = batch
@@ -62,6 +83,15 @@ def trained(params, apply, optimizer, rows, key, epochs, weights=None, penalty=0
     return ts.params
 
 
+# %% [markdown]
+# ## Cross-validation
+#
+# The rows are cut into five folds. Each fold is validated once, by a network that was trained on
+# the four others. A part has weights of its rows, 0 for those of other parts, so all folds are one
+# program too. Standardizing uses the training folds alone; else the validation rows would be seen.
+
+
+# %%
 def linear(key, train, valid, *, epochs):
     """No hidden layer -> (accuracy on the training folds, accuracy on the validation fold)."""
     standardize = fnn.training.standardizer(train.data[0], train.weights)
@@ -90,6 +120,16 @@ def hidden(key, train, valid, width, *, epochs):
     return fnn.training.weighted_mean(hits, valid.weights)
 
 
+# %% [markdown]
+# ## Pruning
+#
+# The share of weights that are set to 0 grows from 0 to $s$ in the first half of the run (Zhu &
+# Gupta 2017), always the smallest weights:
+#
+# $$s_t = s \left(1 - \left(1 - \frac{t}{T}\right)^3\right)$$
+
+
+# %%
 def prune(key, penalty, sparsity, *, width, epochs):
     """-> (validation accuracy, test accuracy, share of zeros), pruned in the first half."""
     init_key, fit_key = jax.random.split(key)
@@ -107,6 +147,14 @@ def prune(key, penalty, sparsity, *, width, epochs):
     return valid, test, pruning.sparsity(params)
 
 
+# %% [markdown]
+# ## The standard error
+#
+# $\mathrm{se} = \mathrm{sd} / \sqrt{n}$. The smallest width whose mean is at least $\mathrm{best}
+# - \mathrm{se}(\mathrm{best})$ is taken.
+
+
+# %%
 def error(values):
     """[n, ...] -> [...], the standard error of the mean."""
     return (
@@ -114,6 +162,11 @@ def error(values):
     )
 
 
+# %% [markdown]
+# ## The three questions
+
+
+# %%
 def main(quick: bool = False, out: Path = Path("out")) -> None:
     """Answer the three questions, and draw the last two answers."""
     fnn.use_all_cores()  # each core trains its share of the runs

@@ -23,10 +23,26 @@ from matplotlib.figure import Figure
 import fnn
 from fnn.inspect.plots import COLOURS
 
+# %% [markdown]
+# ## What is tried
+
+# %%
 EPOCHS = {800: 60, 8000: 15}  # {training images: epochs}
 MOVES = {"as they are": (0.0, 0.0), "moved a little": (2.0, 15.0)}  # pixels, degrees
 
 
+# %% [markdown]
+# ## The network
+#
+# A convolution moves one small filter over the image. Output channel $o$ at place $(i, j)$ is
+#
+# $$y_{ijo} = b_o + \sum_{a, b, c} x_{i+a,\, j+b,\, c} \; w_{abco}$$
+#
+# The same weights serve every place, so a stroke is found wherever it is. Max pooling keeps the
+# largest value of each 2 x 2 square: the image halves, and small shifts matter less.
+
+
+# %%
 def init(key, x):
     k1, k2, k3, k4 = jax.random.split(key, 4)
     side = x.shape[1] // 4
@@ -45,6 +61,11 @@ def apply(params, x, *, key=None):
     return fnn.dense(params["logits"], fnn.dropout(key, x, rate=0.5))
 
 
+# %% [markdown]
+# ## The score
+
+
+# %%
 def test_accuracy(ts, rows):
     def right(batch):
         return fnn.accuracy(apply(ts.params, batch[0]), batch[1])
@@ -52,6 +73,15 @@ def test_accuracy(ts, rows):
     return {"accuracy": fnn.evaluate(right, rows, 500)}
 
 
+# %% [markdown]
+# ## A run with augmentation inside
+#
+# Shifts and rotations are drawn in the loss function, from the key of the step. Their largest
+# sizes are arguments: with 0 the images stay as they are. The rate rises for a tenth of the run
+# and then falls along a cosine.
+
+
+# %%
 def run(key, train, test, pixels, degrees, *, epochs):
     """-> (ts, mean loss [epochs], test accuracy [epochs]): one whole training run."""
 
@@ -74,6 +104,11 @@ def run(key, train, test, pixels, degrees, *, epochs):
     return ts, history["loss"].mean(1), history["val_accuracy"]
 
 
+# %% [markdown]
+# ## The data
+
+
+# %%
 def load(quick):
     if quick and not fnn.datasets.available("mnist", "test"):
         print("MNIST is not in FNN_DATA: --quick takes the 8 x 8 digits that come with fnn")
@@ -83,6 +118,11 @@ def load(quick):
     return (x[:8000], labels[:8000]), (x[8000:], labels[8000:])
 
 
+# %% [markdown]
+# ## The drawing: errors, filters, mistakes
+
+
+# %%
 def draw(path, curves, params, test, answers):
     figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=100)
     subfigures: Any = figure.subfigures(1, 3, width_ratios=(1.25, 0.9, 1.25))
@@ -122,6 +162,11 @@ def draw(path, curves, params, test, answers):
     print(f"drawn in {path}")
 
 
+# %% [markdown]
+# ## Four runs, one program for each number of images
+
+
+# %%
 def main(quick: bool = False, out: Path = Path("out")) -> None:
     """Train with and without augmentation; draw the errors, the filters and the mistakes."""
     all_rows, test = load(quick)

@@ -29,6 +29,19 @@ from matplotlib.figure import Figure
 import fnn
 from fnn.inspect.plots import COLOURS
 
+# %% [markdown]
+# ## Two cells with a memory
+#
+# An LSTM carries a memory $c$ and an output $h$ from character to character. With $i, f, g, o = x
+# W + h U + b$:
+#
+# $$c \leftarrow \sigma(f) \, c + \sigma(i) \tanh(g), \qquad h = \sigma(o) \tanh(c)$$
+#
+# The forget gate $\sigma(f)$ says how much of the memory is kept. Where it is 1, gradients go back
+# through time without shrinking. A GRU has one state and two gates: $h \leftarrow (1 - \sigma(z))
+# \, n + \sigma(z) \, h$, where $n$ is its new value.
+
+# %%
 LAYERS = {
     "LSTM": (fnn.lstm_init, fnn.lstm, fnn.nn.lstm_step, fnn.nn.lstm_carry),
     "GRU": (fnn.gru_init, fnn.gru, fnn.nn.gru_step, fnn.nn.gru_carry),
@@ -36,6 +49,14 @@ LAYERS = {
 STAND_IN = "the quick brown fox jumps over the lazy dog and runs away.\n" * 200
 
 
+# %% [markdown]
+# ## The network
+#
+# Each character is a row of a table, 64 numbers. The cell reads them in turn, and a dense layer
+# makes logits of the next character.
+
+
+# %%
 def init(key, cell, vocab, hidden):
     k1, k2, k3 = jax.random.split(key, 3)
     layer_init, *_ = LAYERS[cell]
@@ -46,6 +67,16 @@ def init(key, cell, vocab, hidden):
     }
 
 
+# %% [markdown]
+# ## The score: bits per character
+#
+# $$\mathrm{bits} = -\log_2 p(\mathrm{next\ character})$$
+#
+# A score of $k$ bits is that of a guess among $2^k$ equally likely characters. Nats become bits
+# when divided by $\log 2$.
+
+
+# %%
 def bits(cell, params, ids):
     """int [batch, time + 1] -> [batch, time]: bits of each character after the first."""
     _, layer, _, _ = LAYERS[cell]
@@ -54,6 +85,13 @@ def bits(cell, params, ids):
     return fnn.cross_entropy(logits, ids[:, 1:]) * (1 / math.log(2))
 
 
+# %% [markdown]
+# ## A run
+#
+# Gradients of recurrent networks explode now and then, so their norm is clipped at 1.
+
+
+# %%
 @partial(jax.jit, static_argnames=("cell", "vocab", "hidden", "epochs"))
 def run(key, train, valid, *, cell, vocab, hidden, epochs):
     """-> (params, training bits [epochs, steps], bits on the held-out text [epochs])."""
@@ -76,6 +114,17 @@ def run(key, train, valid, *, cell, vocab, hidden, epochs):
     return ts.params, history["loss"], history["val_bits"]
 
 
+# %% [markdown]
+# ## Writing
+#
+# The network's own character is its next input. The temperature $T$ divides the logits:
+#
+# $$p_k \propto e^{z_k / T}$$
+#
+# One `jax.lax.scan` writes the whole text.
+
+
+# %%
 @partial(jax.jit, static_argnames=("cell", "length"))
 def sample(key, params, first, temperature, *, cell, length):
     """-> int [length]: a text that follows the character `first`."""
@@ -92,6 +141,11 @@ def sample(key, params, first, temperature, *, cell, length):
     return jax.lax.scan(write, start, jax.random.split(key, length))[1]
 
 
+# %% [markdown]
+# ## The texts
+
+
+# %%
 def texts(quick):
     """{name: (text, epochs)}; the first names are shuffled, one on each line."""
     if quick and not fnn.datasets.available("shakespeare"):
@@ -104,6 +158,11 @@ def texts(quick):
     return {"Shakespeare": (shakespeare, 6), "names": ("\n".join(names), 6)}
 
 
+# %% [markdown]
+# ## The drawing
+
+
+# %%
 def draw(path, curves, text, cost):
     """Bits against steps, and a passage whose characters are coloured by their bits."""
     figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=110)
@@ -140,6 +199,11 @@ def draw(path, curves, text, cost):
     print(f"drawn in {path}")
 
 
+# %% [markdown]
+# ## Train, score, write
+
+
+# %%
 def train_and_write(name, cell, text, quick, epochs):
     """-> training bits, held-out bits, a held-out passage, the bits of each of its characters."""
     vocabulary = fnn.datasets.vocabulary(text)

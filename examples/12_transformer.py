@@ -30,10 +30,34 @@ from matplotlib.figure import Figure
 
 import fnn
 
+# %% [markdown]
+# ## Sizes
+
+# %%
 CONTEXT, HEADS, RATES = 64, 4, (3e-3, 1e-2)
 STAND_IN = "the quick brown fox jumps over the lazy dog and runs away.\n" * 200
 
 
+# %% [markdown]
+# ## The network
+#
+# Each character asks a question, the query $q$, and offers a key $k$ and a value $v$. A head takes
+# the mean of the values, weighed by how well keys answer the query:
+#
+# $$\mathrm{attention}(q, k, v) = \mathrm{softmax}\left(\frac{q k^T}{\sqrt{d}} + m\right) v$$
+#
+# The mask $m$ is $-\infty$ for later characters, so none can look ahead. A block is attention and
+# then a small network for each character; each adds to what comes in, after a layer norm:
+#
+# $$x \leftarrow x + \mathrm{attention}(\mathrm{norm}(x))$$
+#
+# $$x \leftarrow x + \mathrm{mlp}(\mathrm{norm}(x))$$
+#
+# Attention does not know positions. Rotary embedding turns queries and keys by an angle that grows
+# with the position, so that their product depends on the distance.
+
+
+# %%
 def init(key, vocab, dim, blocks):
     embed_key, logits_key, *keys = jax.random.split(key, 2 + blocks)
     init_block = fnn.transformer_block_init
@@ -59,6 +83,13 @@ def attention_weights(params, ids):
     return jnp.concatenate([w for name, w in marked.items() if name.startswith("attention")])
 
 
+# %% [markdown]
+# ## A run
+#
+# As in the chapter before: bits per character, clipped gradients, a rate that rises and falls.
+
+
+# %%
 def bits(params, ids):
     """int [batch, time + 1] -> [batch, time]: bits of each character after the first."""
     return fnn.cross_entropy(apply(params, ids[:, :-1]), ids[:, 1:]) * (1 / math.log(2))
@@ -77,6 +108,14 @@ def run(key, train, rate, *, vocab, dim, blocks, epochs):
     return ts.params, history["loss"]
 
 
+# %% [markdown]
+# ## The score on held-out text
+#
+# Pieces overlap by half, and only the later half of each counts. So no character is predicted from
+# fewer than 33 before it.
+
+
+# %%
 @jax.jit
 def cost(params, ids):
     """int [characters] -> mean bits, each character predicted from the 33 to 64 before it."""
@@ -84,6 +123,13 @@ def cost(params, ids):
     return fnn.evaluate(lambda ids: bits(params, ids)[:, CONTEXT // 2 :].mean(-1), rows, 64)
 
 
+# %% [markdown]
+# ## Writing
+#
+# The window moves on by one character at each step.
+
+
+# %%
 @partial(jax.jit, static_argnames="length")
 def sample(key, params, prompt, temperature, *, length):
     """int [CONTEXT] -> int [length]: a text that follows the prompt, in one compiled scan."""
@@ -96,6 +142,11 @@ def sample(key, params, prompt, temperature, *, length):
     return jax.lax.scan(write, prompt, jax.random.split(key, length))[1]
 
 
+# %% [markdown]
+# ## The text
+
+
+# %%
 def load(quick):
     if quick and not fnn.datasets.available("shakespeare"):
         print("Shakespeare is not in FNN_DATA: --quick takes a sentence over and over")
@@ -104,6 +155,11 @@ def load(quick):
     return text[:20_000] if quick else text
 
 
+# %% [markdown]
+# ## The drawing: what each head looks at
+
+
+# %%
 def draw(path, weights, text):
     """Draw all heads on one passage: row t is the attention of character t."""
     figure = Figure(figsize=(11, 6.2), layout="constrained", dpi=110)
@@ -125,6 +181,11 @@ def draw(path, weights, text):
     print(f"drawn in {path}")
 
 
+# %% [markdown]
+# ## Choose a rate, then train on all but the test
+
+
+# %%
 def main(quick: bool = False, out: Path = Path("out")) -> None:
     """Train at each rate; print the bits of the last tenth and a sample; draw the attention."""
     text = load(quick)

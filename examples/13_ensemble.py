@@ -29,7 +29,14 @@ import fnn
 from fnn import search
 from fnn.inspect.plots import COLOURS
 
+# %% [markdown]
+# ## One network
+#
+# A run is a function of a key, and the key decides the initial weights and the order of the
+# images.
 
+
+# %%
 def loss_fn(params, batch, key):
     x, labels = batch
     return fnn.cross_entropy(fnn.mlp(params, x), labels)
@@ -45,6 +52,16 @@ def run(key, train, *, epochs):
     return ts.params
 
 
+# %% [markdown]
+# ## Scores
+#
+# The expected calibration error, over bins $B$ of confidence, with $n$ answers in all:
+#
+# $$\mathrm{ECE} = \sum_B \frac{|B|}{n} \,
+# \left|\mathrm{accuracy}(B) - \mathrm{confidence}(B)\right|$$
+
+
+# %%
 def report(name, scores):
     """Print the means over networks of their scores."""
     accuracy, loss, _, calibration = (float(score.mean()) for score in scores)
@@ -62,6 +79,11 @@ def reliability(probabilities, labels):
     return sums["answers"], sums["confidence"] / some, sums["right"] / some
 
 
+# %% [markdown]
+# ## The drawing
+
+
+# %%
 def draw(path, found, labels):
     figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=110)
     left, middle, right = figure.subplots(1, 3)
@@ -107,6 +129,11 @@ def draw(path, found, labels):
     print(f"drawn in {path}")
 
 
+# %% [markdown]
+# ## The data
+
+
+# %%
 def load(quick):
     if quick and not fnn.datasets.available("mnist", "test"):
         print("MNIST is not in FNN_DATA: --quick takes the 8 x 8 digits that come with fnn")
@@ -117,6 +144,17 @@ def load(quick):
     return (x[:1000], labels[:1000]), (x[8000:], labels[8000:])
 
 
+# %% [markdown]
+# ## 64 networks in one program
+#
+# The mean of the networks' probabilities is
+#
+# $$\bar p = \frac{1}{64} \sum_{i=1}^{64} p_i$$
+#
+# Cross-entropy is convex in $p$, so the loss of the mean is at most the mean of the losses.
+
+
+# %%
 def main(quick: bool = False, out: Path = Path("out")) -> None:
     """Train the networks; compare one network with the mean of all."""
     fnn.use_all_cores()  # each core trains its share of the networks

@@ -18,7 +18,8 @@ from fnn import (
     training,
 )
 from fnn.data import augment, datasets
-from fnn.inspect import diagnostics, plots, summary
+from fnn.inspect import check_layer, diagnostics, plots, summary
+from fnn.interchange import export
 from fnn.nn import (
     absolute_error,
     accuracy,
@@ -207,12 +208,14 @@ __all__ = [  # noqa: RUF022
     # files, pictures, the instrument
     "checkpoint",
     "inspect",
+    "check_layer",
     "diagnostics",
     "plots",
     "summary",
     "compare",
     # other libraries
     "interchange",
+    "export",
     "estimators",
 ]
 

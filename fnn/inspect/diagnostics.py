@@ -2,8 +2,8 @@
 
 ``jax.ad_checkpoint.checkpoint_name(x, "hidden")`` marks an activation: it gives a value a name and
 adds nothing to the program. `mlp` marks its hidden layers, `attention` its weights. `capture` reads
-the marks. All functions here are pure and may run inside the compiled program; `observe` runs them
-at every step.
+the marks. These functions are pure and may run inside the compiled program; `observe` runs them at
+every step. `overfit_one_batch` is a smoke test of a net, its loss and its optimizer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +15,22 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fnn._base import AnyArray, Data, Metrics, Params, global_norm, paths, wide
+from fnn.inspect._overfit import Overfit, overfit_one_batch
 from fnn.training import Step, TrainState, with_update
 
 if TYPE_CHECKING:
     from jax.extend.core import Jaxpr, JaxprEqn
+
+__all__ = [
+    "Overfit",
+    "activation_stats",
+    "capture",
+    "gradient_norms",
+    "inner_jaxprs",
+    "observe",
+    "overfit_one_batch",
+    "update_ratios",
+]
 
 # Equations that run another program once, without a condition.
 CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat", "remat2")

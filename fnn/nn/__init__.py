@@ -14,7 +14,6 @@ from fnn.nn._attention import (
     attention,
     attention_init,
     gelu,
-    rotary,
     transformer_block,
     transformer_block_init,
 )
@@ -47,6 +46,8 @@ from fnn.nn._norms import (
     batch_norm_init,
     group_norm,
     group_norm_init,
+    instance_norm,
+    instance_norm_init,
     layer_norm,
     layer_norm_init,
     rms_norm,
@@ -68,7 +69,9 @@ from fnn.nn._recurrent import (
     rnn_init,
     rnn_step,
 )
+from fnn.nn._rotary import rotary
 from fnn.nn._sequences import bidirectional, stacked, stacked_init, unroll
+from fnn.nn._weight_norm import weight_norm, weight_norm_init
 
 __all__ = [
     "ACTIVATIONS",
@@ -109,6 +112,8 @@ __all__ = [
     "gru_init",
     "gru_step",
     "huber",
+    "instance_norm",
+    "instance_norm_init",
     "kaiming_normal",
     "kaiming_uniform",
     "l1",
@@ -146,4 +151,6 @@ __all__ = [
     "transformer_block",
     "transformer_block_init",
     "unroll",
+    "weight_norm",
+    "weight_norm_init",
 ]

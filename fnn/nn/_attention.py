@@ -35,7 +35,6 @@ from fnn._base import (
     as_count,
     check_floating,
     check_key,
-    check_range,
     split,
     wide,
 )
@@ -44,6 +43,7 @@ from fnn.nn._dropout import dropout
 from fnn.nn._initializers import Initializer, glorot_uniform
 from fnn.nn._mlp import mlp, mlp_init
 from fnn.nn._norms import layer_norm, layer_norm_init
+from fnn.nn._rotary import rotary
 
 LONG = 512  # positions from which a GPU takes cuDNN's kernel: the fewest that Dao 2023 measures
 
@@ -53,6 +53,7 @@ def attention_init(
     dim: int,
     heads: int,
     *,
+    kv_heads: int | None = None,
     context_dim: int | None = None,
     w_init: Initializer = glorot_uniform,
     dtype: DTypeLike = float,
@@ -61,29 +62,38 @@ def attention_init(
 
     Shapes of w:
       - query: [dim, heads, dim // heads]
-      - key and value: [context_dim, heads, dim // heads]
+      - key and value: [context_dim, kv_heads, dim // heads]
       - output: [heads, dim // heads, dim]
 
-    `attention` reads the number of heads from these shapes. `context_dim` is `dim` by default.
+    `attention` reads the numbers of heads from these shapes. `context_dim` is `dim` by default.
+
+    `kv_heads` is `heads` by default. A smaller number, which divides `heads`, is grouped-query
+    attention (Ainslie et al. 2023): heads // kv_heads neighbouring query heads share a head of
+    keys and values. kv_heads=1 is multi-query attention (Shazeer 2019).
     """
     check_key("attention_init", key)
     context_dim = dim if context_dim is None else context_dim
     dim, context_dim = dims("attention_init", dim=dim, context_dim=context_dim)
     heads = as_count("attention_init", "heads", heads)
+    kv_heads = heads if kv_heads is None else as_count("attention_init", "kv_heads", kv_heads)
     if dim % heads:
         raise ValueError(f"attention_init: dim is {dim}, expected a multiple of heads, {heads}")
+    if heads % kv_heads:
+        raise ValueError(
+            f"attention_init: heads is {heads}, expected a multiple of kv_heads, {kv_heads}"
+        )
     head_dim = dim // heads
     keys = jax.random.split(key, 4)
 
-    def project(key: Array, in_dim: int) -> Params:
-        w = w_init(key, (in_dim, dim), dtype).reshape(in_dim, heads, head_dim)
+    def project(key: Array, in_dim: int, heads: int) -> Params:
+        w = w_init(key, (in_dim, heads * head_dim), dtype).reshape(in_dim, heads, head_dim)
         return {"w": w, "b": jnp.zeros((heads, head_dim), dtype)}
 
     output = w_init(keys[3], (dim, dim), dtype).reshape(heads, head_dim, dim)
     return {
-        "query": project(keys[0], dim),
-        "key": project(keys[1], context_dim),
-        "value": project(keys[2], context_dim),
+        "query": project(keys[0], dim, heads),
+        "key": project(keys[1], context_dim, kv_heads),
+        "value": project(keys[2], context_dim, kv_heads),
         "output": {"w": output, "b": jnp.zeros(dim, dtype)},
     }
 
@@ -98,6 +108,9 @@ def attention(
     positions: AnyArray | None = None,
 ) -> Array:
     """[batch, time, dim] -> [batch, time, dim]: softmax(q k / sqrt(head_dim)) v over each head.
+
+    If there are fewer heads of keys and values than of queries, query head i takes key and value
+    head i // (heads // kv_heads).
 
     Options:
       - context: [batch, source, context_dim], from which keys and values are computed; x if None.
@@ -146,53 +159,30 @@ def attention(
     return plus_bias("attention output", y, params["output"])
 
 
-def rotary(x: AnyArray, positions: AnyArray, *, base: float = 10_000.0) -> Array:
-    """[..., time, heads, head_dim], [time] or [..., time] -> x, each pair turned by its position.
-
-    Su et al. 2021, in the variant of GPT-NeoX: feature i forms a pair with feature
-    i + head_dim / 2, and the angle is position / base^(2 i / head_dim). The product of a query and
-    a key then depends on the difference of their positions.
-    """
-    check_floating("rotary", x)
-    check_range("rotary", "base", base, 0, above=True)
-    half, odd = divmod(x.shape[-1], 2) if x.ndim else (0, 1)
-    places = as_array("rotary", "positions", positions).shape
-    if x.ndim < 3 or places not in (x.shape[-3:-2], x.shape[:-2]):
-        raise ValueError(
-            f"rotary: x has shape {x.shape} and positions {places}, expected x"
-            " [..., time, heads, head_dim] and positions [time] or [..., time]"
-        )
-    if odd:
-        raise ValueError(f"rotary: head_dim is {x.shape[-1]} (shape {x.shape}), expected even")
-    wide_x = wide(x)
-    steps = jnp.arange(half, dtype=wide_x.dtype) * (-math.log(base) / max(half, 1))
-    angles = jnp.asarray(positions, wide_x.dtype)[..., None, None] * jnp.exp(steps)
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    a, b = wide_x[..., :half], wide_x[..., half:]
-    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return turned.astype(jnp.result_type(x))
-
-
 def transformer_block_init(
     key: Array,
     dim: int,
     heads: int,
     *,
     mlp_dim: int | None = None,
+    kv_heads: int | None = None,
     w_init: Initializer = glorot_uniform,
     dtype: DTypeLike = float,
 ) -> Params:
-    """Parameters of `transformer_block`; `mlp_dim` is 4 dim by default."""
+    """Parameters of `transformer_block`; `mlp_dim` is 4 dim by default.
+
+    `kv_heads` is as in `attention_init`.
+    """
     check_key("transformer_block_init", key)
     mlp_dim = 4 * dim if mlp_dim is None else mlp_dim
     dim, mlp_dim = dims("transformer_block_init", dim=dim, mlp_dim=mlp_dim)
     attention_key, mlp_key = jax.random.split(key)
-    sizes = (dim, mlp_dim, dim)
+    sizes, options = (dim, mlp_dim, dim), {"w_init": w_init, "dtype": dtype}
     return {
         "attention_norm": _norm_init(dim, dtype),
-        "attention": attention_init(attention_key, dim, heads, w_init=w_init, dtype=dtype),
+        "attention": attention_init(attention_key, dim, heads, kv_heads=kv_heads, **options),
         "mlp_norm": _norm_init(dim, dtype),
-        "mlp": mlp_init(mlp_key, sizes, w_init=w_init, dtype=dtype),
+        "mlp": mlp_init(mlp_key, sizes, **options),
     }
 
 
@@ -254,7 +244,7 @@ def _weighted_values(
     scale = 1 / math.sqrt(max(q.shape[-1], 1))
     # q is scaled before the product. After the product XLA would fuse the factor, unrounded, into
     # softmax's subtraction of the largest score, and scores of 1e30 would overflow.
-    scores = jnp.einsum("bthd,bshd->bhts", scale * wide(q), wide(k))
+    scores = _scores(scale * wide(q), wide(k))
     if mask is None:
         weights = jax.nn.softmax(scores, axis=-1)
     else:
@@ -263,7 +253,28 @@ def _weighted_values(
     weights = weights.astype(v.dtype)
     if marked:
         weights = checkpoint_name(weights, "attention")  # for fnn.diagnostics.capture
-    return jnp.einsum("bhts,bshd->bthd", weights, v)
+    return _mixed(weights, v)
+
+
+# With groups the query heads stand as [kv_heads, group]. Keys and values are not repeated.
+def _scores(q: Array, k: Array) -> Array:
+    """[batch, time, heads, d], [batch, source, kv_heads, d] -> [batch, heads, time, source]."""
+    batch, time, heads, head_dim = q.shape
+    if heads == k.shape[2]:
+        return jnp.einsum("bthd,bshd->bhts", q, k)
+    kv_heads, source = k.shape[2], k.shape[1]
+    grouped = q.reshape(batch, time, kv_heads, heads // kv_heads, head_dim)
+    return jnp.einsum("btkgd,bskd->bkgts", grouped, k).reshape(batch, heads, time, source)
+
+
+def _mixed(weights: Array, v: Array) -> Array:
+    """[batch, heads, time, source], [batch, source, kv_heads, d] -> [batch, time, heads, d]."""
+    batch, heads, time, source = weights.shape
+    if heads == v.shape[2]:
+        return jnp.einsum("bhts,bshd->bthd", weights, v)
+    kv_heads, head_dim = v.shape[2:]
+    grouped = weights.reshape(batch, kv_heads, heads // kv_heads, time, source)
+    return jnp.einsum("bkgts,bskd->btkgd", grouped, v).reshape(batch, time, heads, head_dim)
 
 
 def _by_cudnn(q: Array, k: Array, v: Array, *, causal: bool) -> Array:
@@ -359,3 +370,12 @@ def _check_attention(params: Params, x: AnyArray, source: AnyArray, ordered: boo
             )
         check_input(f"attention {name}", array, w.reshape(w.shape[0], -1))
     check_params("attention output", params["output"], "w")
+    heads, key_heads, value_heads = (
+        params[name]["w"].shape[1] for name in ("query", "key", "value")
+    )
+    if key_heads != value_heads or heads % key_heads:
+        raise ValueError(
+            f"attention: params have {heads} heads of queries, {key_heads} of keys and"
+            f" {value_heads} of values, expected as many keys as values, and a number that divides"
+            " the queries'"
+        )

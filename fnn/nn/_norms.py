@@ -1,4 +1,4 @@
-"""Normalisation by batch, layer, group and root mean square, of arrays with the channels last.
+"""Norms by batch, layer, group, instance and root mean square; the channels are the last axis.
 
 Statistics are computed in float32 at least, of values less an estimate of their mean, so that a
 mean far from zero costs no digits. The parameters are named "scale" and "offset"; weight decay
@@ -116,7 +116,7 @@ def group_norm(params: Params, x: AnyArray, *, groups: int, eps: ArrayLike = 1e-
 
     The formula is (x - mean) / sqrt(var + eps) scale + offset. Mean and var are over dim // groups
     neighbouring channels and all axes between batch and channels (Wu & He 2018). groups=dim is
-    instance norm.
+    `instance_norm`.
     """
     _check("group_norm", params, x, eps)
     groups = as_count("group_norm", "groups", groups)
@@ -125,6 +125,28 @@ def group_norm(params: Params, x: AnyArray, *, groups: int, eps: ArrayLike = 1e-
     grouped = wide(x).reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
     axes = (*range(1, x.ndim - 1), x.ndim)
     return _scale_and_offset(params, _standardise(grouped, axes, eps).reshape(x.shape), x)
+
+
+def instance_norm_init(dim: int, *, dtype: DTypeLike = float) -> Params:
+    """Parameters of `instance_norm`: {"scale": [dim] ones, "offset": [dim] zeros}."""
+    (dim,) = dims("instance_norm_init", dim=dim)
+    return layer_norm_init(dim, dtype=dtype)
+
+
+def instance_norm(params: Params, x: AnyArray, *, eps: ArrayLike = 1e-5) -> Array:
+    """[batch, ..., dim] -> [batch, ..., dim]: each row's channels standardised, one by one.
+
+    The formula is (x - mean) / sqrt(var + eps) scale + offset. Mean and var are over the axes
+    between batch and channels, such as height and width (Ulyanov et al. 2016). There must be such
+    an axis: the only value of a channel less its mean would be 0.
+    """
+    _check("instance_norm", params, x, eps)
+    if x.ndim < 3:
+        raise ValueError(
+            f"instance_norm: x has shape {x.shape}, expected [batch, ..., dim] with an axis or more"
+            " between"
+        )
+    return _scale_and_offset(params, _standardise(wide(x), range(1, x.ndim - 1), eps), x)
 
 
 def rms_norm_init(dim: int, *, dtype: DTypeLike = float) -> Params:

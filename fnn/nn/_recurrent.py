@@ -72,7 +72,7 @@ def rnn_init(
 
 def rnn_carry(params: Params, batch: int) -> Array:
     """The carry before the first time step: h, zeros [batch, hidden]."""
-    return _start(RNN, params, batch)
+    return _start(RNN, params, as_count("rnn_carry", "batch", batch, least=0))
 
 
 def rnn_step(params: Params, carry: Array, x: AnyArray) -> tuple[Array, Array]:
@@ -122,7 +122,7 @@ def lstm_init(
 
 def lstm_carry(params: Params, batch: int) -> tuple[Array, Array]:
     """The carry before the first time step: (h, c), zeros [batch, hidden], c float32 at least."""
-    return _start(LSTM, params, batch)
+    return _start(LSTM, params, as_count("lstm_carry", "batch", batch, least=0))
 
 
 def lstm_step(
@@ -177,7 +177,7 @@ def gru_init(
 
 def gru_carry(params: Params, batch: int) -> Array:
     """The carry before the first time step: h, zeros [batch, hidden], float32 at least."""
-    return _start(GRU, params, batch)
+    return _start(GRU, params, as_count("gru_carry", "batch", batch, least=0))
 
 
 def gru_step(params: Params, carry: Array, x: AnyArray) -> tuple[Array, Array]:
@@ -311,9 +311,10 @@ def _init(
 
 
 def _start(cell: Cell, params: Params, batch: int) -> Any:
+    # `batch` may be a symbol, of jax.export.
     name = f"{cell.name}_carry"
     w = _check_params(name, cell, params)
-    h = jnp.zeros((as_count(name, "batch", batch, least=0), w.shape[0]), w.dtype)
+    h = jnp.zeros((batch, w.shape[0]), w.dtype)
     return _typed(cell, h if len(cell.is_wide) == 1 else (h, h), w.dtype)
 
 
@@ -352,8 +353,8 @@ def _layer(
     # Products before the axes are swapped: then the rows of a sharded batch stay on their devices.
     inputs = swapped(_inputs(name, params, blank(mask, xs)))
     dtype = inputs.dtype
-    came = _start(cell, params, len(xs)) if carry is None else carry
-    _check_carry(name, cell, came, (len(xs), w.shape[0]))
+    came = _start(cell, params, xs.shape[0]) if carry is None else carry
+    _check_carry(name, cell, came, (xs.shape[0], w.shape[0]))
     start = _typed(cell, came, dtype)
     last, hs = _over_time(cell, reverse, w.astype(dtype), inputs, start, swapped(mask))
     hs = swapped(hs)

@@ -110,7 +110,7 @@ def stacked(
     names, carries, hs = names_of_layers("stacked", params), {}, xs
     check_sequence("stacked", xs, mask, "...")
     if key is not None:
-        check_key("stacked", key, len(xs))
+        check_key("stacked", key, xs.shape[0])
     _check_carries("stacked", carry, names)
     for i, name in enumerate(names):
         with jax.named_scope(name):

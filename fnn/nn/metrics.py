@@ -7,18 +7,61 @@
     macro = f1(fnn.evaluate(count, data, 256, reduce="sum"), average="macro")
 
 Counts are bools for each row. So `evaluate` sums them in int32, exactly and on the device, for data
-of up to 2^31 - 1 rows, the most that fnn takes. The functions of the sums are pure.
+of up to 2^31 - 1 rows, the most that fnn takes. The functions of the sums are pure. So data of any
+size has each metric a batch at a time:
+
+| metric | terms, summed over rows | function of the sums |
+|---|---|---|
+| precision, recall, F1 | `class_counts` `binary_counts` `confusion` | `precision`, `recall`, `f1` |
+| area under the ROC curve | `auc_terms` | `auc_from_sums`, with its error |
+| calibration error (ECE) | `calibration_terms` | `calibration_error_from_sums` |
+| RMSE, mean absolute error | `error_terms` | `rmse`, `mae` |
+| R2 | `r2_terms` (means) | `r2` |
+
+`brier_score`, `top_k_accuracy` and `binary_accuracy` are one number a row: their mean is
+`evaluate`'s. `auc` and `calibration_error` take all rows at once.
 """
 
 from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from fnn._base import AnyArray, as_array, as_count, as_ids, fits, wide
+from fnn.nn._calibration import (
+    brier_score,
+    calibration_error,
+    calibration_error_from_sums,
+    calibration_terms,
+)
 from fnn.nn._losses import check_same_shape, class_of
+from fnn.nn._metric_rows import counted, numbers, yes_or_no
+from fnn.nn._ranking import auc, auc_from_sums, auc_terms
+
+__all__ = [
+    "auc",
+    "auc_from_sums",
+    "auc_terms",
+    "binary_accuracy",
+    "binary_counts",
+    "brier_score",
+    "calibration_error",
+    "calibration_error_from_sums",
+    "calibration_terms",
+    "class_counts",
+    "confusion",
+    "error_terms",
+    "f1",
+    "mae",
+    "perplexity",
+    "precision",
+    "r2",
+    "r2_terms",
+    "recall",
+    "rmse",
+    "top_k_accuracy",
+]
 
 Average = Literal["macro", "micro"]
 Counts = Any  # a confusion matrix [..., classes, classes], or the sums of `class_counts`
@@ -37,7 +80,7 @@ def top_k_accuracy(logits: AnyArray, labels: AnyArray, k: int) -> Array:
     if k > classes:
         raise ValueError(f"top_k_accuracy: k is {k}, expected 1 to {classes}, the classes")
     own = jnp.take_along_axis(logits, labels.clip(0, classes - 1)[..., None], axis=-1)
-    tied_before = (logits == own) & (_numbers(classes) < labels[..., None])
+    tied_before = (logits == own) & (numbers(classes) < labels[..., None])
     before = jnp.sum((logits > own) | tied_before, axis=-1)
     known = (labels >= 0) & (labels < classes) & ~jnp.isnan(logits).any(-1)
     right = (known & (before < k)).astype(jnp.float32)
@@ -50,7 +93,7 @@ def binary_accuracy(logits: AnyArray, labels: AnyArray) -> Array:
     `labels` are bools, 0 and 1, or probabilities, which say yes above 1/2. It is for one yes or no
     a row, and for several labels a row, [..., labels]. A NaN logit is never right.
     """
-    present, answered, known = _yes_or_no("binary_accuracy", logits, labels)
+    present, answered, known = yes_or_no("binary_accuracy", logits, labels)
     return (known & (present == answered)).astype(jnp.float32)
 
 
@@ -96,9 +139,9 @@ def binary_counts(
     labels, [rows, labels], or one, yes or no, [rows]. "answered": logit > 0; "present": the label
     says yes; "correct": both. Entries where `mask`, [...], is 0 count nowhere.
     """
-    present, answered, _ = _yes_or_no("binary_counts", logits, labels)
-    counted = _mask("binary_counts", mask, present.shape)
-    present, answered = present & counted, answered & counted
+    present, answered, _ = yes_or_no("binary_counts", logits, labels)
+    kept = counted("binary_counts", mask, present.shape)
+    present, answered = present & kept, answered & kept
     return {"correct": present & answered, "answered": answered, "present": present}
 
 
@@ -136,65 +179,6 @@ def f1(counts: Counts, *, average: Average | None = None, zero_division: float =
     return _ratio(2 * correct, answered + present, average, zero_division)
 
 
-def calibration_terms(
-    probabilities: AnyArray, labels: AnyArray, mask: AnyArray | None = None, *, bins: int = 15
-) -> dict[str, Array]:
-    """[..., classes], labels as in `fnn.accuracy` -> dict of [..., bins], for data in batches.
-
-    A row stands in the bin of its confidence, which is its largest probability. Bin i is
-    (i / bins, (i + 1) / bins], and 0 is in the first. In its bin a row has
-
-      - "answers": 1,
-      - "confidence": its confidence,
-      - "right": 1 if its label is the class of the largest probability.
-
-    All else is 0. Rows where `mask`, [...], is 0 are in no bin. Sums over rows draw a reliability
-    diagram: confidence and right, each divided by answers. The calibration error is
-
-        sums = fnn.evaluate(terms, data, 256, reduce="sum")
-        abs(sums["confidence"] - sums["right"]).sum() / sums["answers"].sum()
-    """
-    return _in_bins("calibration_terms", probabilities, labels, mask, bins)
-
-
-def calibration_error(
-    probabilities: AnyArray, labels: AnyArray, mask: AnyArray | None = None, *, bins: int = 15
-) -> Array:
-    """[..., classes], labels as in `fnn.accuracy` -> the expected calibration error, 0 to 1.
-
-    The sum over bins of |share right - mean confidence|, weighted by the share of the rows that are
-    in the bin (Guo et al. 2017). The bins have equal widths, as in `calibration_terms`, which is
-    for data in batches. It is NaN if no row counts, or if a row that counts has a NaN.
-
-    The error depends on the bins, and it is above 0 by chance in a small sample: compare only
-    errors of the same rows and bins. `brier_score` has no bins.
-    """
-    terms = _in_bins("calibration_error", probabilities, labels, mask, bins)
-    over = tuple(range(terms["answers"].ndim - 1))
-    # The difference is summed: it is small where two sums would be large.
-    gap = (terms["confidence"] - terms["right"]).sum(over)
-    return jnp.abs(gap).sum() / terms["answers"].sum()
-
-
-def brier_score(probabilities: AnyArray, labels: AnyArray, mask: AnyArray | None = None) -> Array:
-    """[..., classes], int [...] or probabilities [..., classes] -> [...]: sum_i (p_i - q_i)^2.
-
-    0 to 2 for each row, q the label's distribution (Brier 1950). For two classes it is twice
-    (p_1 - q_1)^2, which some call the Brier score. It is least in the mean if the probabilities are
-    the true ones. A label outside [0, classes) gives NaN; where `mask`, [...], is 0, it is 0.
-    """
-    p = _probabilities("brier_score", probabilities, mask)
-    classes, _ = class_of("brier_score", probabilities, labels)
-    labels = jnp.asarray(labels)
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        q = (classes[..., None] == _numbers(p.shape[-1])).astype(p.dtype)
-        known = (classes >= 0) & (classes < p.shape[-1])
-    else:
-        q, known = labels.astype(p.dtype), jnp.bool_(True)
-    scores = jnp.where(known, jnp.sum((p - q) ** 2, axis=-1), jnp.nan)
-    return jnp.where(_mask("brier_score", mask, scores.shape), scores, 0)
-
-
 def r2_terms(predictions: AnyArray, targets: AnyArray, center: ArrayLike) -> dict[str, Array]:
     """[...], [...] -> {"residual", "total", "offset"} of [...], whose means `r2` takes.
 
@@ -228,6 +212,37 @@ def r2(terms: dict[str, Array]) -> Array:
     return jnp.where(varies, 1 - terms["residual"] / jnp.where(varies, variance, 1), jnp.nan)
 
 
+def error_terms(
+    predictions: AnyArray, targets: AnyArray, mask: AnyArray | None = None
+) -> dict[str, Array]:
+    """[...], [...] -> {"square", "absolute", "count"} of [...], whose sums `rmse` and `mae` take.
+
+    They are (prediction - target)^2, |prediction - target| and 1, in float32 at least. Where
+    `mask`, [...], is 0, all three are 0, NaN or not.
+    """
+    predictions = as_array("error_terms", "predictions", predictions)
+    targets = as_array("error_terms", "targets", targets)
+    check_same_shape("error_terms", "predictions", predictions, "targets", targets)
+    kept = counted("error_terms", mask, targets.shape)
+    targets = wide(targets)
+    error = jnp.where(kept, jnp.asarray(predictions, targets.dtype) - targets, 0)
+    return {"square": error**2, "absolute": jnp.abs(error), "count": kept}
+
+
+def rmse(sums: dict[str, Array]) -> Array:
+    """Sums over rows of `error_terms`, [...] -> [...]: the root of the mean square, in the units.
+
+    Each output has its own. The mean of the RMSEs of batches is another, smaller number. NaN if no
+    row counts.
+    """
+    return jnp.sqrt(_per_count(sums, "square"))
+
+
+def mae(sums: dict[str, Array]) -> Array:
+    """Sums over rows of `error_terms`, [...] -> [...]: the mean absolute error of each output."""
+    return _per_count(sums, "absolute")
+
+
 def perplexity(mean_loss: ArrayLike) -> Array:
     """A mean cross entropy in nats -> exp of it: as unsure as among so many equal classes.
 
@@ -236,45 +251,8 @@ def perplexity(mean_loss: ArrayLike) -> Array:
     return jnp.exp(wide(mean_loss))
 
 
-def _in_bins(
-    name: str, probabilities: AnyArray, labels: AnyArray, mask: AnyArray | None, bins: int
-) -> dict[str, Array]:
-    bins = as_count(name, "bins", bins)
-    p = _probabilities(name, probabilities, mask)
-    labels, _ = class_of(name, probabilities, labels)
-    # XLA's maximum of NaN on a CPU is -inf.
-    confidence = jnp.where(jnp.isnan(p).any(-1), jnp.nan, p.max(-1))
-    right = as_ids(p.argmax(-1)) == labels
-    place = jnp.clip(jnp.ceil(jnp.nan_to_num(confidence) * bins) - 1, 0, bins - 1)
-    inside = as_ids(place.astype(jnp.int32))[..., None] == _numbers(bins)
-    inside &= _mask(name, mask, labels.shape)[..., None]
-
-    def there(values: Array) -> Array:
-        return jnp.where(inside, values.astype(p.dtype)[..., None], 0)
-
-    terms = {"answers": jnp.ones_like(confidence), "confidence": confidence, "right": right}
-    return {term: there(values) for term, values in terms.items()}
-
-
-def _probabilities(name: str, probabilities: AnyArray, mask: AnyArray | None) -> Array:
-    """The probabilities, float32 at least. Rows that are none, as logits, are an error, or NaN."""
-    p = as_array(name, "probabilities", probabilities)
-    if not jnp.issubdtype(p.dtype, jnp.floating) or p.ndim == 0 or p.shape[-1] < 2:
-        raise ValueError(
-            f"{name}: probabilities are {p.dtype}{list(p.shape)}, expected floating point,"
-            " [..., classes]; one probability of yes, p, is jnp.stack([1 - p, p], -1)"
-        )
-    p = wide(p)
-    total = p.sum(-1)
-    wrong = (jnp.abs(total - 1) > 0.01) | (p < 0).any(-1)
-    wrong &= _mask(name, mask, total.shape)
-    if not isinstance(wrong, Tracer) and wrong.any():
-        raise ValueError(
-            f"{name}: probabilities have a row with the sum {float(total[wrong][0]):.3g} and the"
-            f" least value {float(p[wrong][0].min()):.3g}, expected the sum 1 and values >= 0, as"
-            " fnn.softmax makes of logits"
-        )
-    return jnp.where(wrong[..., None], jnp.nan, p)
+def _per_count(sums: dict[str, Array], name: str) -> Array:
+    return sums[name] / sums["count"].astype(sums[name].dtype)
 
 
 def _one_hots(
@@ -282,34 +260,13 @@ def _one_hots(
 ) -> tuple[Array, Array]:
     labels, _ = class_of(name, logits, labels)
     logits = jnp.asarray(logits)
-    counted = _mask(name, mask, labels.shape)
-    answerable = counted & ~jnp.isnan(logits).any(-1)
+    kept = counted(name, mask, labels.shape)
+    answerable = kept & ~jnp.isnan(logits).any(-1)
 
     def one_hot(index: Array, valid: Array) -> Array:
-        return (index[..., None] == _numbers(logits.shape[-1])) & valid[..., None]
+        return (index[..., None] == numbers(logits.shape[-1])) & valid[..., None]
 
-    return one_hot(labels, counted), one_hot(as_ids(logits.argmax(-1)), answerable)
-
-
-def _yes_or_no(name: str, logits: AnyArray, labels: AnyArray) -> tuple[Array, Array, Array]:
-    """(present, answered, known): bools of the logits' shape."""
-    logits, labels = as_array(name, "logits", logits), as_array(name, "labels", labels)
-    check_same_shape(name, "logits", logits, "labels", labels)
-    yes, x = wide(labels) > 0.5, wide(logits)
-    return yes, x > 0, ~jnp.isnan(x)
-
-
-def _mask(name: str, mask: AnyArray | None, shape: tuple[int, ...]) -> Array:
-    if mask is None:
-        return jnp.ones(shape, bool)
-    counted = jnp.asarray(as_array(name, "mask", mask)).astype(bool)
-    if counted.shape != shape:
-        raise ValueError(f"{name}: mask has shape {counted.shape}, expected {shape}")
-    return counted
-
-
-def _numbers(classes: int) -> Array:
-    return as_ids(jnp.arange(classes))
+    return one_hot(labels, kept), one_hot(as_ids(logits.argmax(-1)), answerable)
 
 
 def _sums(name: str, counts: Counts, average: Average | None) -> tuple[Array, Array, Array]:

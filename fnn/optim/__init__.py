@@ -13,7 +13,7 @@ has the arguments of the papers, PyTorch and Keras.
 from fnn.optim import dialects, optax_wrappers, pruning, schedules
 from fnn.optim._adam import adam, adamw, nadam, nadamw
 from fnn.optim._adaptive import adagrad, rmsprop
-from fnn.optim._averaging import averaged
+from fnn.optim._averaging import averaged, stochastic_average
 from fnn.optim._cautious import cautious, decay_weights
 from fnn.optim._clipping import (
     adaptive_clip,
@@ -22,6 +22,7 @@ from fnn.optim._clipping import (
     clip_by_value,
     scale_to_norm,
 )
+from fnn.optim._constraints import max_norm
 from fnn.optim._groups import by_path, freeze, moving
 from fnn.optim._half_precision import keep_precision
 from fnn.optim._lifting import (
@@ -35,6 +36,7 @@ from fnn.optim._lifting import (
 from fnn.optim._matrix_rules import adafactor, muon, orthogonalize
 from fnn.optim._mixtures import ademamix
 from fnn.optim._momentum import lion, momentum, nesterov, sgd
+from fnn.optim._plateau import reduce_on_plateau
 from fnn.optim._prodigy import prodigy
 from fnn.optim._schedule_free import eval_params, schedule_free_adamw, schedule_free_sgd
 from fnn.optim._soap import soap
@@ -68,6 +70,7 @@ __all__ = [
     "keep_precision",
     "lift",
     "lion",
+    "max_norm",
     "momentum",
     "moving",
     "muon",
@@ -78,6 +81,7 @@ __all__ = [
     "orthogonalize",
     "prodigy",
     "pruning",
+    "reduce_on_plateau",
     "rmsprop",
     "scale_to_norm",
     "schedule_free_adamw",
@@ -85,4 +89,5 @@ __all__ = [
     "schedules",
     "sgd",
     "soap",
+    "stochastic_average",
 ]

@@ -9,7 +9,8 @@ one. ``Run(epochs, rows, batch_size)`` is the length of the run. A length within
 
 The first update uses schedule(0), so the first update of a warm-up from 0 changes nothing. Peak
 rates may be traced; lengths may not. A part that is rounded to 0 steps is left out. The history of
-`fit` has the rate of every step.
+`fit` has the rate of every step. A rate that falls when the loss stalls is no function of the step:
+`fnn.optim.reduce_on_plateau`.
 """
 
 from collections.abc import Sequence

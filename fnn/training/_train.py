@@ -4,21 +4,18 @@
 progress, logs, saves, and may be stopped. Nothing calls back from inside the program.
 """
 
-import json
 import math
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
@@ -27,17 +24,15 @@ from jax.errors import JaxRuntimeError
 from fnn._base import (
     Data,
     Interrupts,
-    Metrics,
     Params,
     check_at_least_1,
     check_range,
-    kept_with,
-    paths,
     reporter,
-    weakly,
 )
-from fnn.training._loops import Validate, batches_of_run, epoch_of, run_epochs, validated
+from fnn.training._flops import Flops, flops_of_run
+from fnn.training._loops import Validate, batches_of_run
 from fnn.training._nonfinite import POLICIES, describe_bad
+from fnn.training._plan import Plan, capacity, or_best, words
 from fnn.training._processes import (
     by_first,
     check_same,
@@ -48,61 +43,20 @@ from fnn.training._processes import (
     spread,
     together,
 )
-from fnn.training._programs import Compiler, Program
-from fnn.training._rows import Batches, Tail
-from fnn.training._run_folder import History, RunFolder, fresh, marks_of_run, opened
-from fnn.training._sharding import mesh_of, on_the_same
+from fnn.training._profiler import Profiler, checked_folder
+from fnn.training._result import Result, device_of, told, why
+from fnn.training._rows import Tail
+from fnn.training._run_folder import History, RunFolder, fresh, opened
+from fnn.training._sharding import mesh_of
 from fnn.training._state import TrainState
 from fnn.training._step import Step
-from fnn.training._stopping import NEVER, Best, EarlyStopping, Progress, progress_init
+from fnn.training._stopping import EarlyStopping, Progress, progress_init
 from fnn.training.logs import Log
 
 Hook = Callable[[TrainState, int, dict[str, float]], dict[str, Any] | None]
 Rows = list[tuple[int, dict[str, float]]]  # (epoch, metrics)
 
 CHUNK_SECONDS = 0.5
-HISTORY_VALUES = 2**18  # of each metric, that one chunk may hold
-
-
-class Result(NamedTuple):
-    """What `train` returns."""
-
-    stopped: str  # why: "epochs", "early stopping", "not finite", "interrupted"
-    last: TrainState
-    best: Best | None  # by "val_loss" or the rule's monitor; None without either
-    history: History  # of steps [epochs, steps], of validation and hook [epochs]
-    epochs: int
-    nonfinite: str | None  # the first step that was not finite, and what
-    traces: int  # programs compiled for this call
-    compile_seconds: float
-    run_seconds: float
-    peak_bytes: int  # that the compiled program needs, as predicted
-    device: str
-    versions: dict[str, str]
-    settings: dict[str, Any]
-
-    def __repr__(self) -> str:
-        """One line, without the arrays."""
-        best = "" if self.best is None else f", best=epoch {int(self.best.epoch)}"
-        said = f"stopped={self.stopped!r}, epochs={self.epochs}{best}, nonfinite={self.nonfinite!r}"
-        return f"Result({said}, history={list(self.history)}, ...)"
-
-    def to_json(self) -> str:
-        """Everything but the parameters, as JSON. What is not finite is null."""
-        best = self.best and {"epoch": int(self.best.epoch), "value": float(self.best.value)}
-        if best and best["epoch"] < 0:
-            best["value"] = None
-        history = {name: values.tolist() for name, values in self.history.items()}
-        rest = {k: v for k, v in self._asdict().items() if k not in ("last", "best", "history")}
-        return json.dumps(_finite(rest | {"best": best, "history": history}), allow_nan=False)
-
-
-class NonFiniteError(FloatingPointError):
-    """Raised by `train` under the policy "raise"; `result` is the run until then."""
-
-    def __init__(self, message: str, result: Result):
-        super().__init__(message)
-        self.result = result
 
 
 def train(
@@ -124,6 +78,10 @@ def train(
     checkpoint_seconds: float = 60.0,
     log: Log | None = None,
     progress: bool = True,
+    max_seconds: float | None = None,
+    profile: str | Path | None = None,
+    count_flops: bool = False,
+    peak_flops: float | None = None,
 ) -> Result:
     """-> `Result`. The same run as `fit`, bit for bit, watched: a chunk of epochs at a time.
 
@@ -141,6 +99,14 @@ def train(
     `log`: called with the epoch, from 0, and its metrics, those of steps averaged over the rows;
     see `fnn.logs`.
     `progress`: show a bar on a terminal, and lines elsewhere.
+    `max_seconds`: the run ends after the chunk in which this call has taken so long, compiling
+    included; it is saved, and the same call goes on. At least one epoch is trained.
+    `profile`: a folder. One epoch after the first is recorded there (``jax.profiler``), for
+    TensorBoard and, as perfetto_trace.json.gz, for ui.perfetto.dev.
+    `count_flops`: `result.flops` has the operations of a step (`training.flops_of_step`), those of
+    a second, validation and logs in its time, and their share of the peak. `peak_flops`: the peak
+    of one device, FLOP/s, for a device that `training.PEAKS` lacks, as each CPU. The step is traced
+    once more, at the end.
 
     On several processes (`start_processes`) all of them call it with the same arguments. Process 0
     alone shows progress, calls `log` and `hook`, and writes to the folder, which all must see; a
@@ -151,14 +117,18 @@ def train(
     Ctrl-C is KeyboardInterrupt. If a log or a checkpoint cannot be written, a UserWarning says so
     once, and the run goes on. `ts` and `data` stay yours. The run is on the devices of `data`.
     """
+    started = time.monotonic()
     _refuse_traced(ts=ts, data=data, key=key, weights=weights, validation=validation)
     check_at_least_1("train", epochs=epochs, hook_every=hook_every)
     check_range("train", "checkpoint_seconds", checkpoint_seconds, 0)
+    check_range("train", "max_seconds", max_seconds, 0, none=True)
+    check_range("train", "peak_flops", peak_flops, 0, above=True, none=True)
+    profile = checked_folder("train", profile)
     batches = batches_of_run("train", ts, data, key, weights, batch_size, tail)
-    plan = _Plan(step, batches, key, validate, validation, _or_best(stop, validate, ts, validation))
+    plan = Plan(step, batches, key, validate, validation, or_best(stop, validate, ts, validation))
     check_same(
         "train",
-        settings=_words(plan.settings | {"epochs": epochs}),
+        settings=words(plan.settings | {"epochs": epochs}),
         data=batches,
         validation=validation,
         key=key,
@@ -166,7 +136,8 @@ def train(
     )
     progress = progress and is_first()
     with _opened(checkpoint, partial(plan.marks, _readable(ts))) as folder:
-        run = _Run(plan, ts, folder, checkpoint_seconds, progress)
+        until = math.inf if max_seconds is None else started + float(max_seconds)
+        run = _Run(plan, ts, folder, checkpoint_seconds, progress, until, profile)
         with (
             Interrupts() as interrupts,
             _Watch(run, hook, hook_every, log) as watch,
@@ -176,71 +147,22 @@ def train(
                 watch(rows, report)
                 if run.settled(interrupts.seen):
                     break
-        return _told(run.result(epochs))
-
-
-class _Plan:
-    """What a run does: everything but its state."""
-
-    def __init__(
-        self,
-        step: Step,
-        batches: Batches,
-        key: Array,
-        validate: Validate | None,
-        validation: Data,
-        stop: EarlyStopping | None,
-    ):
-        self.step, self.batches, self.key, self.stop = step, batches, key, stop
-        self.validate, self.validation = validate, validation
-        self.settings = {
-            "batch_size": batches.batch_size,
-            "tail": batches.tail,
-            "stop": stop and _plain(stop),
-        }
-
-    def marks(self, ts: TrainState) -> dict[str, Any]:
-        """What a checkpoint of the run is known by."""
-        given = self.batches, self.validation, self.key, self.settings
-        return marks_of_run(self.step, ts, *given)
-
-    def measures(self, ts: TrainState) -> set[str]:
-        """The names of the metrics."""
-        epoch = epoch_of("train", self.step, self.batches, self.key, self.validate, self.validation)
-        return set(paths(jax.eval_shape(lambda ts: epoch(ts)[1].history(), ts)))
-
-    def placed(self, ts: TrainState) -> tuple[TrainState, list[Any]]:
-        """`ts` and the arguments of the program after it, all on the same devices."""
-        given = self.batches.data, self.validation, self.batches.weights, self.key
-        given = jax.tree.map(jnp.asarray, given)
-        mesh = mesh_of(self.step)
-        *given, ts = on_the_same(mesh, spread(mesh, (*given, ts)))
-        return ts, given
-
-    def program(self, progress: Progress, given: list[Any]) -> Program:
-        """The program of a chunk of any length: kept as long as step and validate live."""
-        # The program outlives this call, so it must not hold the data or these functions.
-        step, validate = weakly(self.step), weakly(self.validate)
-        batches, stop = replace(self.batches, data=None, weights=None), self.stop
-
-        def chunk(
-            progress: Progress, data: Any, validation: Any, weights: Any, key: Any, n: Array
-        ) -> tuple[Progress, Metrics, Metrics]:
-            given = replace(batches, data=data, weights=weights)
-            epoch = epoch_of("train", step(), given, key, validate(), validation)
-            progress, history, means = run_epochs(epoch, progress, stop, n, _capacity(given))
-            return progress, paths(history), means
-
-        settings = "train", json.dumps(self.settings, sort_keys=True), batches.others
-        compiler = kept_with((self.step, self.validate), settings, lambda: Compiler("train", chunk))
-        return compiler(progress, *given, np.int32(1))
+        run.profiler.warn_if_unused()
+        return told(run.result(epochs, count_flops or peak_flops is not None, peak_flops))
 
 
 class _Run:
     """A run so far: its progress, its history, and the seconds that it took."""
 
     def __init__(
-        self, plan: _Plan, ts: TrainState, folder: RunFolder | None, every: float, say: bool
+        self,
+        plan: Plan,
+        ts: TrainState,
+        folder: RunFolder | None,
+        every: float,
+        say: bool,
+        until: float,
+        profile: Path | None,
     ):
         ts, self.given = plan.placed(ts)
         start, self.history, self.hooked = progress_init(ts, plan.stop), {}, []
@@ -256,10 +178,12 @@ class _Run:
         self.start = start.last.params
         self.progress = jax.tree.map(fresh, start)  # the program overwrites it
         self.program = plan.program(self.progress, self.given)
-        self.plan, self.folder, self.every = plan, folder, every
-        self.seconds, self.saved = 0.0, time.monotonic()
+        self.plan, self.folder, self.every, self.until = plan, folder, every, until
+        self.seconds, self.saved, self.before = 0.0, time.monotonic(), start.epochs
+        self.cut = ""  # what has ended the run from outside
         self.next, self.due = 1, False  # epochs of the next chunk, whether to save before it
         self.failed: set[str] = set()
+        self.profiler = Profiler(profile, partial(self.surviving, "the profile was not written"))
 
     @property
     def epochs(self) -> int:
@@ -271,11 +195,20 @@ class _Run:
         The first chunk is one epoch, to time it.
         """
         while self.epochs < epochs and not self.progress.stopped:
-            done, started = self.epochs, time.perf_counter()
-            n = np.int32(min(self.next, epochs - done, every - done % every))
-            self.progress, *told = self.program.call(self.progress, *self.given, n)
-            (history, means), now = jax.device_get((told, self.progress.epochs))
-            seconds = time.perf_counter() - started
+            done = self.epochs
+            n = min(self.next, epochs - done, every - done % every)
+            recorded = self.profiler.due(first=self.seconds == 0, last=n == epochs - done)
+            n = 1 if recorded else n
+            if recorded:
+                self.profiler.start()
+            started = time.perf_counter()
+            try:
+                self.progress, *told = self.program.call(self.progress, *self.given, np.int32(n))
+                (history, means), now = jax.device_get((told, self.progress.epochs))
+                seconds = time.perf_counter() - started
+            finally:
+                if recorded:
+                    self.profiler.stop()
             if self.seconds == 0:
                 _warn_if_nothing_moved(*_readable((self.start, self.progress.last.params)))
             self.seconds += seconds
@@ -285,8 +218,9 @@ class _Run:
                 name: np.concatenate([self.history.get(name, values[:0]), values])
                 for name, values in new.items()
             }
-            most = _capacity(self.plan.batches)
-            self.next = max(1, min(most, int(CHUNK_SECONDS * (now - done) / seconds)))
+            most = capacity(self.plan.batches)
+            if not recorded:  # recording is slow
+                self.next = max(1, min(most, int(CHUNK_SECONDS * (now - done) / seconds)))
             yield [
                 (done + i, {name: float(values[i]) for name, values in means.items()})
                 for i in range(now - done)
@@ -294,12 +228,16 @@ class _Run:
             if self.due:
                 self.save()
 
-    def settled(self, seen: int) -> int:
-        """The signal that any process has seen, 0 if none; and what depends on a clock is told."""
-        due = time.monotonic() - self.saved >= self.every
-        rows = everyone([self.next, due, seen])
+    def settled(self, seen: int) -> bool:
+        """Whether something outside ends the run on all processes; what a clock says is told."""
+        now = time.monotonic()
+        rows = everyone([self.next, now - self.saved >= self.every, seen, now >= self.until])
         self.next, self.due = int(rows[0, 0]), bool(rows[0, 1])
-        return int(rows[:, 2].max())
+        if rows[:, 2].any():  # a signal that any process has seen
+            self.cut = "interrupted"
+        elif rows[0, 3]:
+            self.cut = "max_seconds"
+        return bool(self.cut)
 
     def note(self, values: dict[str, float]) -> None:
         """Put what the hook found into the history of the last epoch."""
@@ -332,11 +270,21 @@ class _Run:
                 said = f"train: {what}, the run goes on: {type(error).__name__}: {error}"
                 warnings.warn(said, stacklevel=6)
 
-    def result(self, epochs: int) -> Result:
+    def flops(self, peak: float | None) -> Flops:
+        """What the steps of this call computed."""
+        batches, last = self.plan.batches, self.progress.last
+        first = jax.eval_shape(lambda batches: batches.draw(batches.in_order()[0]), batches)
+        devices = len(jax.tree.leaves(self.progress.epochs)[0].sharding.device_set)
+        steps = (self.epochs - int(self.before)) * batches.steps
+        batch, mask = first
+        given = last, batch, self.plan.key, mask
+        return flops_of_run(self.plan.step, given, steps, self.seconds, peak, devices)
+
+    def result(self, epochs: int, count_flops: bool, peak: float | None) -> Result:
         last, batches, program = self.progress.last, self.plan.batches, self.program
         policy = POLICIES[int(last.first_bad.policy)]
         return Result(
-            stopped=_why(self.progress, epochs),
+            stopped=why(self.progress, epochs, self.cut),
             last=last,
             best=None if self.plan.stop is None else self.progress.best,
             history=self.history,
@@ -346,9 +294,10 @@ class _Run:
             compile_seconds=program.compile_seconds,
             run_seconds=self.seconds,
             peak_bytes=program.peak_bytes,
-            device=_device(),
+            device=device_of(),
             versions={name: metadata.version(name) for name in ("fnn", "jax", "jaxlib", "optax")},
             settings=self.plan.settings | {"epochs": int(epochs), "nonfinite": policy},
+            flops=self.flops(peak) if count_flops else None,
         )
 
 
@@ -435,21 +384,6 @@ def _check_same_epoch(folder: RunFolder, start: Progress) -> None:
         )
 
 
-def _capacity(batches: Batches) -> int:
-    """The number of epochs whose history one chunk may hold."""
-    return max(1, HISTORY_VALUES // batches.steps)
-
-
-def _or_best(
-    stop: EarlyStopping | None, validate: Validate | None, ts: TrainState, validation: Data
-) -> EarlyStopping | None:
-    """The rule; without one, that which only keeps the best "val_loss", if there is one."""
-    if stop is None:
-        found = jax.eval_shape(partial(validated, "train", validate), ts, validation)
-        stop = EarlyStopping(patience=NEVER) if "val_loss" in found else None
-    return stop
-
-
 def _refuse_traced(**given: Any) -> None:
     for name, tree in given.items():
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
@@ -470,30 +404,6 @@ def _hooked(found: Any, metrics: dict[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in (found or {}).items()}
 
 
-# --- the result, and what there is to say about it ----------------------------------------------
-
-
-def _why(progress: Progress, epochs: int) -> str:
-    if progress.last.first_bad.ends():
-        return "not finite"
-    if progress.stopped:
-        return "early stopping"
-    return "epochs" if progress.epochs >= epochs else "interrupted"
-
-
-def _told(result: Result) -> Result:
-    """The result; a step that was not finite is raised or warned of, as its policy says."""
-    policy = result.settings["nonfinite"]
-    if result.nonfinite is None or policy in ("stop", "ignore"):
-        return result
-    if policy == "raise":
-        raise NonFiniteError(f"train: {result.nonfinite}; fnn.replay takes that step again", result)
-    bad = result.history.get("nonfinite", np.zeros(1))  # a step of one's own may not count them
-    count = int((bad >= 0).sum())
-    warnings.warn(f"train: {count} steps were not taken; {result.nonfinite}", stacklevel=3)
-    return result
-
-
 def _warn_if_nothing_moved(before: Params, after: Params) -> None:
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     if all(np.array_equal(old, new, equal_nan=True) for old, new in pairs):
@@ -502,25 +412,3 @@ def _warn_if_nothing_moved(before: Params, after: Params) -> None:
             " frozen, or does the loss not depend on the parameters?",
             stacklevel=4,
         )
-
-
-def _words(settings: dict[str, Any]) -> np.ndarray:
-    """The settings as an array, to be compared."""
-    return np.frombuffer(json.dumps(settings, sort_keys=True).encode(), np.uint8)
-
-
-def _plain(stop: EarlyStopping) -> dict[str, Any]:
-    return {name: v if isinstance(v, str) else float(v) for name, v in stop._asdict().items()}
-
-
-def _device() -> str:
-    devices = jax.devices()
-    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(v) for name, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "training": PIECES,
     "search": PIECES | {"training"},
     "inspect": PIECES | {"training"},
-    "interchange": PIECES,
+    "interchange": {"_base", "checkpoint"},
     "estimators": PIECES | {"training", "search"},
     "compare": PIECES | {"training", "search", "inspect"},
 }

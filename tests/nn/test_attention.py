@@ -407,6 +407,12 @@ def by_jax(params, x, *, causal=False):
 jax_attention = partial(jax.nn.dot_product_attention, implementation="xla")
 
 
+def with_one_key_head(params):
+    """Multi-query attention: all queries take the first head of keys and values."""
+    first = {name: jax.tree.map(lambda a: a[..., :1, :], params[name]) for name in ("key", "value")}
+    return params | first
+
+
 def with_gradients(layer, **options):
     def both(params, x):
         y, pullback = jax.vjp(partial(layer, **options), params, x)
@@ -467,12 +473,14 @@ def test_a_gpu_alone_takes_cudnns_kernel(cudnn, platform):
         "gradients": with_gradients(fnn.attention, causal=True),
         "turned": lambda p, x: fnn.attention(p, x, positions=jnp.arange(x.shape[1])),
         "context": lambda p, x: fnn.attention(p, x, context=x),
+        "one head of keys and values": lambda p, x: fnn.attention(with_one_key_head(p), x),
         "side by side": lambda p, x: jax.vmap(fnn.attention)(
             *jax.tree.map(lambda a: a[None], (p, x))
         ),
     }
     for name, layer in layers.items():
-        assert is_by_cudnn(layer, *shapes_of(), platform=platform) == (platform == "cuda"), name
+        taken = is_by_cudnn(layer, *shapes_of(heads=2), platform=platform)
+        assert taken == (platform == "cuda"), name
 
 
 def test_cudnns_kernel_is_for_long_sequences_in_half_precision_without_a_mask(cudnn):

@@ -72,11 +72,37 @@ def test_batch_norm_is_flaxs_running_statistics_and_all():
     chex.assert_trees_all_close(new, dict(updated["batch_stats"]), rtol=1e-5)
 
 
-def test_group_norm_of_as_many_groups_as_channels_is_instance_norm():
-    x = np.asarray(batch((3, 5, 4)), np.float64)
-    expected = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
-    y = fnn.nn.group_norm(fnn.nn.group_norm_init(4), x.astype(np.float32), groups=4)
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+def test_instance_norm_is_its_formula_and_a_group_norm_of_single_channels():
+    x = np.asarray(batch((3, 5, 2, 4), mean=1e3)).astype(np.float32)
+    params = {"scale": np.float32([1, 2, 3, 4]), "offset": np.float32([0, -1, 0.5, 9])}
+    wide = x.astype(np.float64)
+    mean, var = wide.mean((1, 2), keepdims=True), wide.var((1, 2), keepdims=True)
+    expected = (wide - mean) / np.sqrt(var + 1e-5) * params["scale"] + params["offset"]
+    params = jax.tree.map(jnp.asarray, params)
+    y = jax.jit(fnn.nn.instance_norm)(params, x)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(y, fnn.nn.group_norm(params, x, groups=4), rtol=1e-5, atol=1e-5)
+
+
+def test_instance_norm_is_flaxs():
+    linen = pytest.importorskip("flax.linen", reason="Flax is not installed")
+    x, params = batch((3, 5, 4)), fnn.nn.instance_norm_init(4)
+    theirs = {"params": {"scale": params["scale"], "bias": params["offset"]}}
+    with jax.numpy_dtype_promotion("standard"):
+        expected = linen.InstanceNorm(epsilon=1e-5).apply(theirs, x)
+    np.testing.assert_allclose(fnn.nn.instance_norm(params, x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_instance_norm_needs_places():
+    params = fnn.nn.instance_norm_init(4)
+    with pytest.raises(ValueError, match=r"instance_norm: x has shape \(3, 4\), expected \[batch"):
+        fnn.nn.instance_norm(params, jnp.ones((3, 4)))
+    with pytest.raises(ValueError, match="instance_norm: x has 5 features"):
+        fnn.nn.instance_norm(params, jnp.ones((3, 2, 5)))
+    constant = jax.jit(jax.grad(lambda x: fnn.nn.instance_norm(params, x).sum()))(
+        jnp.ones((2, 3, 4))
+    )
+    assert jnp.isfinite(constant).all()
 
 
 # --- batch norm: statistics ---------------------------------------------------------------------

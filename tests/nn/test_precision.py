@@ -1,4 +1,4 @@
-"""The products of layers and optimizers as docs/how-to.md states them: precision and dtypes.
+"""The products of layers and optimizers as docs/how-to states them: precision and dtypes.
 
 Programs are lowered for CPU, CUDA and TPU in one text, without any of these devices. A product is
 (precision, dtypes of both operands, dtype of the result), as StableHLO has it.
@@ -30,6 +30,8 @@ WITH_PRODUCTS = {
     "lstm",
     "gru",
     "attention",
+    "grouped-query attention",
+    "dense with weight norm",
 }
 ROWS = [row for row in LAYERS if row.name in WITH_PRODUCTS] + [
     Layer("rnn", lambda k, **o: fnn.nn.rnn_init(k, 4, 3, **o), over_time(fnn.nn.rnn), (5, 4), (5, 3)),
@@ -67,7 +69,7 @@ def with_gradients(layer, dtype):
 def test_the_products_of_a_layer_are_of_its_dtype(layer):
     for dtype, name in DTYPES.items():
         found = products(*with_gradients(layer, dtype))
-        if layer.name == "attention" and dtype != jnp.float32:
+        if layer.name.endswith("attention") and dtype != jnp.float32:
             scores_and_gradients = found.pop(("DEFAULT", "f32", "f32", "f32"))
             assert scores_and_gradients == 3 * len(PLATFORMS)
         assert found.keys() == {("DEFAULT", name, name, name)}

@@ -1,0 +1,35 @@
+"""Rotary positions: queries and keys turned by where they stand (Su et al. 2021)."""
+
+import math
+
+import jax.numpy as jnp
+from jax import Array
+
+from fnn._base import AnyArray, as_array, check_floating, check_range, wide
+
+
+def rotary(x: AnyArray, positions: AnyArray, *, base: float = 10_000.0) -> Array:
+    """[..., time, heads, head_dim], [time] or [..., time] -> x, each pair turned by its position.
+
+    Su et al. 2021, in the variant of GPT-NeoX: feature i forms a pair with feature
+    i + head_dim / 2, and the angle is position / base^(2 i / head_dim). The product of a query and
+    a key then depends on the difference of their positions.
+    """
+    check_floating("rotary", x)
+    check_range("rotary", "base", base, 0, above=True)
+    half, odd = divmod(x.shape[-1], 2) if x.ndim else (0, 1)
+    places = as_array("rotary", "positions", positions).shape
+    if x.ndim < 3 or places not in (x.shape[-3:-2], x.shape[:-2]):
+        raise ValueError(
+            f"rotary: x has shape {x.shape} and positions {places}, expected x"
+            " [..., time, heads, head_dim] and positions [time] or [..., time]"
+        )
+    if odd:
+        raise ValueError(f"rotary: head_dim is {x.shape[-1]} (shape {x.shape}), expected even")
+    wide_x = wide(x)
+    steps = jnp.arange(half, dtype=wide_x.dtype) * (-math.log(base) / max(half, 1))
+    angles = jnp.asarray(positions, wide_x.dtype)[..., None, None] * jnp.exp(steps)
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    a, b = wide_x[..., :half], wide_x[..., half:]
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return turned.astype(jnp.result_type(x))
