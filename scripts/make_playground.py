@@ -6,7 +6,7 @@ One page that opens offline: choose data, activation, hidden layers, optimizer, 
 seed, and watch the boundary, the loss and the gradients over training. Nothing is computed in the
 page. `fnn.population` trains every combination here; activation, hidden layers and optimizer shape
 the program, and one program trains all data sets, rates and seeds side by side. Of each run the
-page holds the logit of class 1 on a grid, in 101 levels, and losses, accuracies and the norms of
+page holds the logit of class 1 on a grid, in 96 levels, and losses, accuracies and the norms of
 the gradients by layer, in 16 bits, at epochs that are about evenly spaced on a logarithmic scale.
 
 The runs of one program and one data set are a block, compressed by raw deflate. The page unpacks a
@@ -43,9 +43,10 @@ ACTIVATIONS = ("relu", "tanh", "sigmoid")
 OPTIMIZERS = {"sgd": fnn.sgd, "momentum": fnn.momentum, "adam": fnn.adam}
 ROWS, TEST_ROWS, BATCH = 200, 1000, 20
 GRID = 40  # points on each side of the map
-# A map holds round(LEVELS sigmoid(logit / SOFT)). The page interpolates logits: probabilities that
-# jump from 0 to 1 within a cell would make steps of a straight boundary.
-LEVELS, SOFT = 100, 3
+# A map holds logits up to +-FAR in LEVELS + 1 levels: 0.03 apart at 0, farther apart far from it, as
+# speech is companded. Probabilities would jump from 0 to 1 within a cell of the grid, and the page,
+# which interpolates, would make steps of a straight boundary. No level is 0: it would be a plateau.
+LEVELS, NEAR, FAR = 95, 0.5, 10.0
 MAPS, LOSSES = 1.4, 8  # epochs in each doubling of training that have a map, a mean loss
 LAYERS = 5  # of the deepest network; the others leave gaps
 
@@ -97,6 +98,12 @@ def logits(params: Any, x: Array, activation: str) -> Array:
     return fnn.mlp(params, x, activation=getattr(fnn, activation))[..., 0]
 
 
+def companded(z: Array) -> Array:
+    """[...] -> uint8 [...]: the level of a logit."""
+    part = jnp.log1p(jnp.abs(z) / NEAR) / np.log1p(FAR / NEAR)
+    return jnp.round(LEVELS * (1 + jnp.sign(z) * jnp.minimum(part, 1)) / 2).astype(jnp.uint8)
+
+
 def losses(params: Any, rows: tuple[Array, Array], activation: str) -> Array:
     """The loss of each row."""
     return fnn.binary_cross_entropy(logits(params, rows[0], activation), rows[1])
@@ -112,9 +119,8 @@ def measured(
 
     gradient = jax.grad(lambda p: losses(p, train, activation).mean())(params)
     norms = jnp.stack([*fnn.diagnostics.gradient_norms(gradient).values()])
-    soft = fnn.sigmoid(logits(params, places, activation) / SOFT)
     return {
-        "map": jnp.round(LEVELS * soft).astype(jnp.uint8),
+        "map": companded(logits(params, places, activation)),
         "losses": jnp.stack([losses(params, rows, activation).mean() for rows in (train, test)]),
         "right": jnp.stack([right(train), right(test)]),
         "norms": jnp.zeros(LAYERS).at[: len(norms)].set(norms),
@@ -255,7 +261,8 @@ def about(
         "curve": spaced(choices.epochs, LOSSES)[1:],
         "grid": GRID,
         "levels": LEVELS,
-        "soft": SOFT,
+        "near": NEAR,
+        "far": FAR,
         "layers": LAYERS,
         "rows": ROWS,
         "test rows": TEST_ROWS,
