@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXAMPLES ?= examples/*.py
 
-.PHONY: compare test test-all lint types examples notebooks docs bench clean
+.PHONY: compare test test-all lint types examples notebooks playground docs bench clean
 
 compare: $(VENV)/installed
 	$(BIN)/fnn compare
@@ -28,7 +28,11 @@ examples: $(VENV)/installed
 notebooks: $(VENV)/installed-docs # the chapters of the course, executed, into out/notebooks/
 	$(BIN)/python scripts/make_notebooks.py --execute
 
+playground: $(VENV)/installed # networks to play with, into out/playground.html
+	$(BIN)/python scripts/make_playground.py
+
 docs: $(VENV)/installed-docs # the site, into site/; a warning is an error
+	test -f out/playground.html || $(BIN)/python scripts/make_playground.py --quick
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python scripts/docs_check.py
 

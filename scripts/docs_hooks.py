@@ -20,6 +20,7 @@ from mkdocs.structure.pages import Page
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 NAME = re.compile(r"<code>(fnn(?:\.\w+)+)(\(\))?</code>(?!</a>)")
 ANCHORS: dict[str, str] = {}
+PLAYGROUND = ROOT / "out" / "playground.html"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -49,6 +50,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, page, content=text))
     font = Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf"
     files.append(File.generated(config, "fonts/math.ttf", abs_src_path=str(font)))
+    files.append(File.generated(config, "playground.html", abs_src_path=str(PLAYGROUND)))
     return files
 
 
@@ -62,6 +64,8 @@ def on_page_markdown(markdown: str, page: Page, **rest: object) -> str:
         markdown = docs_pages.how_to_page(markdown)
     if uri == "coming-from.md":
         markdown = docs_pages.side_by_side(markdown)
+    if uri == "course/index.md":
+        markdown = markdown.replace("`out/playground.html`", "[this page](../playground.html)")
     written = uri.startswith("api/") or path.endswith(".py")
     return markdown if written else docs_pages.relink(markdown, path)
 

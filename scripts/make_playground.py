@@ -10,7 +10,7 @@ page holds the logit of class 1 on a grid, in 96 levels, and losses, accuracies 
 the gradients by layer, in 16 bits, at epochs that are about evenly spaced on a logarithmic scale.
 
 The runs of one program and one data set are a block, compressed by raw deflate. The page unpacks a
-block when it is chosen. It needs a browser with DecompressionStream: Chrome 103, Safari 16.4,
+block when it is chosen. It needs a browser with DecompressionStream: Chrome 111, Safari 16.4,
 Firefox 113, or later.
 """
 
@@ -43,9 +43,9 @@ ACTIVATIONS = ("relu", "tanh", "sigmoid")
 OPTIMIZERS = {"sgd": fnn.sgd, "momentum": fnn.momentum, "adam": fnn.adam}
 ROWS, TEST_ROWS, BATCH = 200, 1000, 20
 GRID = 40  # points on each side of the map
-# A map holds logits up to +-FAR in LEVELS + 1 levels: 0.03 apart at 0, farther apart far from it, as
-# speech is companded. Probabilities would jump from 0 to 1 within a cell of the grid, and the page,
-# which interpolates, would make steps of a straight boundary. No level is 0: it would be a plateau.
+# A map holds logits from -FAR to FAR in LEVELS + 1 levels, 0.03 apart at 0 and 0.7 at the ends.
+# Probabilities would jump from 0 to 1 within a cell of the grid, and the page, which interpolates,
+# would make steps of a straight boundary. No level is 0: it would be a plateau.
 LEVELS, NEAR, FAR = 95, 0.5, 10.0
 MAPS, LOSSES = 1.4, 8  # epochs in each doubling of training that have a map, a mean loss
 LAYERS = 5  # of the deepest network; the others leave gaps
