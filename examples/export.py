@@ -5,6 +5,7 @@ The file holds the program for CPU, CUDA and TPU, the parameters, and takes any 
 python examples/export.py [--quick]
 """
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,9 @@ def loss_fn(params, batch, key):
 
 def main(quick: bool = False) -> None:
     """Train, export, and let another program predict."""
+    if not importlib.util.find_spec("flatbuffers"):
+        print("flatbuffers is not installed: pip install 'fnn[export]'")
+        return
     OUT.mkdir(exist_ok=True)
     step = fnn.make_train_step(loss_fn, fnn.adam(3e-3))
     ts = step.init(fnn.mlp_init(jax.random.key(0), (64, 128, 10)))

@@ -5,6 +5,9 @@ What a program needs is here, flat. The rest is reached through its wing: ``fnn.
 ``fnn.interchange``, ``fnn.estimators`` and ``fnn.compare``.
 """
 
+import sys as _sys
+import typing as _typing
+
 from fnn import (
     checkpoint,
     compare,
@@ -222,3 +225,14 @@ __all__ = [  # noqa: RUF022
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if not _typing.TYPE_CHECKING:  # a type checker would take every name for one that is here
+
+    def __getattr__(name: str) -> None:
+        """Says which wing has the name; imports nothing."""
+        said = f"module 'fnn' has no attribute {name!r}"
+        doors = [f"fnn.{d}" for d in __all__ if name in getattr(globals()[d], "__all__", ())]
+        if doors:
+            raise AttributeError(f"{said}; it is {doors[0]}.{name}")
+        raise AttributeError(said, name=name, obj=_sys.modules[__name__])

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 SITE = Path(__file__).parents[1] / "site"
+MARKS = re.compile(r"\{ ?[.#:]|::(?:\s|$)")  # Markdown and reStructuredText that was not understood
 FOUND_BY = {  # words that a search must find: the page where they stand
     "hypergradients": "how-to/index.html",
     "wandb": "how-to/log-to-weights-and-biases-or-mlflow.html",
@@ -52,7 +53,7 @@ def faults() -> list[str]:
     """All that is wrong with the site, one line each."""
     pages = {page: Read(page) for page in SITE.rglob("*.html")}
     found = [f"{page.relative_to(SITE)}: {f}" for page in pages for f in _of_page(page, pages)]
-    return found + _of_search() + _of_formulas(pages)
+    return found + _of_search() + _of_formulas(pages) + _of_marks(pages)
 
 
 def _of_page(page: Path, pages: dict[Path, Read]) -> list[str]:
@@ -86,7 +87,13 @@ def _of_formulas(pages: dict[Path, Read]) -> list[str]:
     return [f"{page.relative_to(SITE)}: a formula that is not rendered" for page in names]
 
 
+def _of_marks(pages: dict[Path, Read]) -> list[str]:
+    found = {page: MARKS.search("".join(read.text)) for page, read in pages.items()}
+    return [f"{page.relative_to(SITE)}: shows {m[0]!r}" for page, m in found.items() if m]
+
+
 if __name__ == "__main__":
     wrong = faults()
-    print(*wrong or [f"{SITE.name}: {len(list(SITE.rglob('*.html')))} pages, no fault"], sep="\n")
+    pages = len(list(SITE.rglob("*.html")))
+    print(*wrong or [f"{SITE.name}: {pages} pages, no fault; open site/index.html"], sep="\n")
     sys.exit(bool(wrong))

@@ -14,11 +14,28 @@ class AsMarkdown(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **rest: object) -> None:
         """Rewrite the docstring of one function, class or module."""
         if obj.docstring:
-            obj.docstring.value = markdown(obj.docstring.value)
+            fields = _fields(obj) if isinstance(obj, griffe.Class) else ""
+            obj.docstring.value = markdown(obj.docstring.value) + fields
+
+
+def _fields(cls: griffe.Class) -> str:
+    """The fields of a named tuple: type, default, and the comment beside it."""
+    if "NamedTuple" not in map(str, cls.bases):
+        return ""
+    lines, rows = cls.lines_collection[cls.filepath], []
+    for name, field in cls.members.items():
+        if isinstance(field, griffe.Attribute) and field.annotation is not None:
+            default = "" if field.value is None else f" = {field.value}"
+            comment = _escaped(lines[(field.lineno or 1) - 1].partition("  # ")[2])
+            said = f": {comment}" if comment else ""
+            rows.append(f"- `{name}: {field.annotation}{default}`{said}")
+    return "\n\n" + "\n".join(rows)
 
 
 def markdown(text: str) -> str:
     """The docstring in Markdown."""
+    text = re.sub(r"^::\n", "", text, flags=re.MULTILINE)  # what follows is indented, so code
+    text = re.sub(r"::$", ":", text, flags=re.MULTILINE)
     parts = CODE.split("\n".join(_lists(text.splitlines())))
     return "".join(part if i % 2 else _escaped(part) for i, part in enumerate(parts))
 

@@ -60,6 +60,8 @@ def on_page_markdown(markdown: str, page: Page, **rest: object) -> str:
     if uri in ("index.md", "start.md", "coming-from.md"):  # the only page of its group
         page.meta["hide"] = ["navigation", "toc"] if uri == "coming-from.md" else ["navigation"]
     path = docs_pages.file_of(uri)
+    if uri.startswith("how-to/") and "\n## " not in markdown:
+        page.meta["hide"] = ["toc"]  # code has its place
     if uri.startswith("how-to/") and uri != "how-to/index.md":
         markdown = docs_pages.how_to_page(markdown)
     if uri == "coming-from.md":

@@ -1,6 +1,7 @@
 """The site's pages of the interface: a page a wing, and where each public name stands."""
 
 import inspect
+import re
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,8 @@ def pages() -> dict[str, str]:
     for path, module, page in modules():
         title = API["_name"](path)
         level = "##" if page in found else "#"
-        head = f"{level} `{title}` {{ #{title} }}\n\n{inspect.getdoc(module)}\n\n"
+        said = re.sub(r"::$", ":", inspect.getdoc(module) or "", flags=re.MULTILINE)
+        head = f"{level} `{title}` {{ #{title} }}\n\n{said}\n\n"
         body = "".join(_entry(module, entry) for entry in entries(path, module, page))
         found[page] = found.get(page, "") + head + body
     return found

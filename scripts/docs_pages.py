@@ -86,7 +86,7 @@ def short_title(file: Path) -> str:
 def _links(file: Path) -> str:
     source = f"[`examples/{file.name}`]({REPOSITORY}/blob/main/examples/{file.name})"
     if file not in CHAPTERS:
-        return f"`python examples/{file.name}` {{ .links }} · {source}"
+        return f"{source} · `python examples/{file.name}`\n{{ .links }}"
     colab = f"[Open in Colab]({COLAB}/{file.stem}.ipynb)"
     notebook = f'<a href="../notebooks/{file.stem}.ipynb" download>Notebook</a>'
     return f"{colab} · {notebook} · {source} · `python examples/{file.name} --quick`\n{{ .links }}"

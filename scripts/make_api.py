@@ -24,6 +24,14 @@ WINGS = (
     "estimators",
     "compare",
 )
+TABLES = {  # of each name that is neither a function nor a class nor a type
+    "ACTIVATIONS": "{name: `Activation`}",
+    "DEFAULT": "the names of the rules that `fnn compare` compares by default",
+    "PEAKS": "{part of a device's kind: {dtype: peak FLOP/s}}",
+    "POLICIES": '"skip", "stop", "raise", "ignore": the values of `nonfinite=`',
+    "PROBLEMS": "{name: problem} of `fnn compare`",
+    "RULES": "{name: rule} of `fnn compare`",
+}
 HEAD = """# The interface, name by name
 
 Written by `python scripts/make_api.py` from the first line of each docstring, shapes first. A name
@@ -80,12 +88,13 @@ def _line(module: ModuleType, name: str) -> str:
         return f"[...] -> [...]: `jax.nn.{name}`"
     if source.startswith("optax"):
         return f"`optax.{value.__name__}`"
-    return f"a {type(value).__name__}" if isinstance(value, (dict, tuple)) else "a type"
+    return TABLES.get(name, "a type")
 
 
 def _first(value: object) -> str:
     """The first paragraph of the docstring, in one line."""
-    return " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
+    first = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
+    return first.removesuffix("::") + ":" * first.endswith("::")
 
 
 if __name__ == "__main__":

@@ -118,6 +118,8 @@ class FnnEstimator(BaseEstimator):
 
     def _validated(self, *given: Any, **options: Any) -> Any:
         """X, or X and y, as scikit-learn validates them; X in the dtype that JAX computes in."""
+        if options["reset"]:  # a fit that fails would leave the old net with other labels
+            self.__dict__.pop("_ts", None)
         with np.errstate(
             over="ignore", invalid="ignore"
         ):  # what overflows in float32 is an error that says so

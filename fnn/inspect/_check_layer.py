@@ -72,7 +72,7 @@ def check_layer(
     if not isinstance(shape, Sequence):
         raise TypeError(f"check_layer: shape is {shape!r}, expected that of an example, as (4,)")
     shape = tuple(as_count("check_layer", "shape", n, 0) for n in shape)
-    _check_modes(modes)
+    _check_options(modes, dtypes)
     params = _checked_params(init, key)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(ROWS, *shape)), jnp.result_type(float))
@@ -87,16 +87,49 @@ def check_layer(
         _compare_all(apply, members, x, alone, row_by_row, modes, dtypes)
 
 
-def _check_modes(modes: Sequence[str]) -> None:
+def _check_options(modes: Sequence[str], dtypes: Sequence[DTypeLike]) -> None:
     for mode in modes:
         if mode not in ("forward", "reverse"):
             raise ValueError(f"check_layer: modes has {mode!r}, expected 'forward' or 'reverse'")
+    if isinstance(dtypes, str) or not isinstance(dtypes, Sequence):
+        raise TypeError(f"check_layer: dtypes is {dtypes!r}, expected several, as {DTYPES}")
+    for dtype in dtypes:
+        if jnp.dtype(dtype) not in map(jnp.dtype, DTYPES):
+            raise ValueError(f"check_layer: dtypes has {dtype!r}, expected some of {DTYPES}")
 
 
 # --- params, purity, traces -----------------------------------------------------------------------
 
 
+def _check_init(init: Any) -> None:
+    said = "init takes a key alone: lambda key: my_init(key, 4, 3)"
+    if not callable(init):
+        raise TypeError(
+            f"check_layer: init is a {type(init).__name__}, expected a function; {said}"
+        )
+    try:
+        known = inspect.signature(init)
+    except ValueError:  # a function without a signature
+        return
+    try:
+        known.bind(None)
+    except TypeError as error:
+        raise TypeError(f"check_layer: {said}, but for {_named(init)}{known} {error}") from None
+
+
+def _named(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _with_a_dtype(leaf: Array) -> str:
+    """How to make an array like this, with a dtype."""
+    shape = "()" if leaf.ndim == 0 else str(leaf.shape[0] if leaf.ndim == 1 else leaf.shape)
+    first = leaf.ravel()[0].item() if leaf.size else 0
+    return f"jnp.full({shape}, {first:.6g}, jnp.{leaf.dtype})"
+
+
 def _checked_params(init: Init, key: Array) -> Params:
+    _check_init(init)
     params, again = init(key), init(key)
     for path, leaf in paths(params).items():
         if not isinstance(leaf, Array):
@@ -104,11 +137,14 @@ def _checked_params(init: Init, key: Array) -> Params:
             fail("params", f"{path or 'the leaf'} is of type {came}, expected a jax.Array")
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             fail("params", f"{path or 'the leaf'} is {leaf.dtype}, expected real numbers")
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            fail("params", f"{path or 'the leaf'} is a random key, expected real numbers")
         if leaf.weak_type:
             fail(
                 "params",
-                f"{path or 'the leaf'} is a weakly typed {leaf.dtype}, as jnp.full(3, 1.0) is,"
-                " expected an array made with a dtype: it compiles anew after the first update",
+                f"{path or 'the leaf'} is a weakly typed {leaf.dtype}; write"
+                f" {_with_a_dtype(leaf)}. A weak type changes at the first update, and the step"
+                " compiles again",
             )
     if jax.tree.structure(params) != jax.tree.structure(again):
         came = f"{jax.tree.structure(again)} in a second call, {jax.tree.structure(params)} in the"
@@ -128,7 +164,7 @@ def _check_traces(apply: Apply, params: Params, x: Array) -> None:
     try:
         with jax.checking_leaks():
             for factor in (1, 2):  # other values
-                jitted.lower(jax.tree.map(lambda leaf, n=factor: leaf * n, params), x)
+                jitted.lower(jax.tree.map(partial(_times, factor), params), x)
     except NEEDS_VALUES as error:
         said = "apply needs values while it is traced: it may use jax.numpy, but not NumPy, if"
         raise AssertionError(f"check_layer: one trace: {said} or float()") from error
@@ -139,6 +175,10 @@ def _check_traces(apply: Apply, params: Params, x: Array) -> None:
         raise AssertionError(f"check_layer: purity: {said}") from error
     if len(traces) > 1:
         fail("one trace", f"apply is traced {len(traces)} times for params of the same shapes")
+
+
+def _times(factor: int, leaf: Array) -> Array:
+    return leaf * jnp.asarray(factor, leaf.dtype)  # a mask stays one of bools
 
 
 def _check_purity(apply: Apply, params: Params, x: Array) -> Any:
@@ -161,7 +201,7 @@ def _check_rows(x: Array, y: Any) -> None:
     for path, leaf in paths(y).items():
         if jnp.shape(leaf)[:1] != (ROWS,):
             fail("shape", f"{path or 'y'} has shape {jnp.shape(leaf)} for x {x.shape}")
-        if is_floating(leaf) and not jnp.isfinite(leaf).all():
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all():
             fail("shape", f"{path or 'y'} is not finite everywhere, for normal x {x.shape}")
 
 
@@ -248,7 +288,10 @@ def _stacked(trees: list[Any]) -> Any:
 
 
 def _derivatives(apply: Apply, params: Params, x: Array, modes: Sequence[Mode]) -> dict[str, Pair]:
-    """{mode: (derivatives, finite differences)}, [leaves, ...]: along each leaf a random way."""
+    """{mode: (derivatives, finite differences, their rounding)}: along each leaf a random way.
+
+    The first two are [leaves, ...].
+    """
     at, rng = [*_floats(params).values(), x], np.random.default_rng(1)
 
     def f(at: list[Array]) -> list[Array]:
@@ -270,13 +313,17 @@ def _derivatives(apply: Apply, params: Params, x: Array, modes: Sequence[Mode]) 
     both = [jnp.concatenate([way, way]) for way in ways]
     ends = lax.map(moved, (both, jnp.repeat(jnp.array([STEP / 2, -STEP / 2]), len(at))))
     differences = [(y[: len(at)] - y[len(at) :]) / STEP for y in ends]
+    # What the rounding of y makes of a difference: not little, if y is large and hardly changes.
+    eps = 8 * jnp.finfo(jnp.float64).eps / STEP
+    rounding = [eps * jnp.abs(y).max(initial=0) for y in ends]
     found: dict[str, Pair] = {}
     if "forward" in modes:
         forward = lax.map(lambda way: jax.jvp(f, (at,), (way,))[1], ways)
-        found["forward derivative"] = forward, differences
+        found["forward derivative"] = forward, differences, rounding
     if "reverse" in modes:
         (grads,) = jax.vjp(f, at)[1](probe)
-        found["reverse derivative"] = _inner(ways, grads), _inner(differences, probe)
+        total = sum(r * jnp.abs(p).sum() for r, p in zip(rounding, probe, strict=True))
+        found["reverse derivative"] = _inner(ways, grads), _inner(differences, probe), total
     return found
 
 

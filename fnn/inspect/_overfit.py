@@ -15,7 +15,7 @@ from fnn.training import Step, TrainState, names_of_bad, step_gradient
 class Overfit(NamedTuple):
     """What `overfit_one_batch` found."""
 
-    fell: bool  # whether the loss ended at most at `to` times its start
+    fell: bool  # whether the loss fell by (1 - to) times its start, or more
     first: float  # the loss before the first step
     last: float  # the loss after the last step
     losses: np.ndarray  # [steps + 1]
@@ -38,7 +38,8 @@ def overfit_one_batch(
         assert found.fell, found
 
     `fell` is True if the loss after the last step is at most `to` times the loss before the first.
-    Give another `to` for a loss whose minimum is not 0. If the loss did not fall, `hints` name:
+    A loss that starts below 0 has to fall by (1 - to) times its size. Give another `to` for a loss
+    whose minimum is not 0. If the loss did not fall, `hints` name:
 
     - the first step that was not finite, and what in it;
     - the leaves whose gradient is 0 or not finite, before the first step and after the last: an
@@ -55,7 +56,8 @@ def overfit_one_batch(
     end, losses, gradients = jax.jit(partial(_trained, step, steps))(ts, batch, key)
     losses = np.asarray(losses, np.float64)
     first, last = float(losses[0]), float(losses[-1])
-    fell = bool(last <= to * first)  # False for NaN
+    goal = to * first if first >= 0 else first + (1 - to) * first  # to * first would be a rise
+    fell = bool(last <= goal)  # False for NaN
     hints = () if fell else _hints(ts, end, batch, losses, jax.device_get(gradients))
     return Overfit(fell, first, last, losses, tuple(hints))
 
@@ -67,6 +69,10 @@ def _trained(
 
     def one(ts: TrainState, _: None) -> tuple[TrainState, Array]:
         ts, metrics = step(ts, batch, key)
+        if "loss" not in metrics:
+            raise ValueError(
+                f"overfit_one_batch: the metrics of step are {sorted(metrics)}, expected a loss"
+            )
         return ts, metrics["loss"]
 
     end, losses = lax.scan(one, ts, length=steps)
@@ -99,7 +105,7 @@ def _hints(
         hints.append(f"did not move: {', '.join(still)}; frozen, or a learning rate of 0?")
     if losses[-1] > losses[0]:
         hints.append("the loss rose: is the learning rate too large, or the sign wrong?")
-    elif losses[-1] < 0.9 * losses[len(losses) // 2]:
+    elif losses[-1] < (half := losses[len(losses) // 2]) - 0.1 * abs(half):
         hints.append("the loss still falls: more steps, or a larger learning rate?")
     return hints
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from fnn._base import path_of
 
-Pair = tuple[Any, Any]
+Pair = tuple[Any, ...]  # two trees, and if need be how far apart rounding may bring their leaves
 
 
 class _Words(NamedTuple):
@@ -44,10 +44,12 @@ def is_floating(leaf: Any) -> bool:
 def compare(what: str, pair: Pair, of: str = "", along: list[str] | None = None) -> None:
     """AssertionError if the leaves differ; `along` names the rows of a derivative."""
     words = WORDS[what]
-    leaves = jax.tree_util.tree_leaves_with_path(pair[0])
-    for (keys, first), second in zip(leaves, jax.tree.leaves(pair[1]), strict=True):
+    one, other, *rounding = pair
+    leaves = jax.tree_util.tree_leaves_with_path(one)
+    slacks = jax.tree.leaves(rounding) or [0.0] * len(leaves)
+    for (keys, first), second, slack in zip(leaves, jax.tree.leaves(other), slacks, strict=True):
         first, second = np.asarray(first), np.asarray(second)
-        place = _farthest(first, second, words.tolerance, along is not None)
+        place = _farthest(first, second, words.tolerance, along is not None, slack)
         if place is None:
             continue
         leaf = path_of(keys) or ("y" if not of else "the leaf")
@@ -59,18 +61,20 @@ def compare(what: str, pair: Pair, of: str = "", along: list[str] | None = None)
 
 
 def _farthest(
-    first: np.ndarray, second: np.ndarray, tolerance: float, by_row: bool
+    first: np.ndarray, second: np.ndarray, tolerance: float, by_row: bool, slack: float
 ) -> tuple[Any, ...] | None:
     """Where two arrays differ most; None if they agree."""
     if first.size == 0:
         return None
-    if tolerance == 0 or not is_floating(first):
+    if tolerance == 0 or not jnp.issubdtype(first.dtype, jnp.inexact):
         apart, limit = (first != second) & ((first == first) | (second == second)), 0.0
     else:
-        first, second = first.astype(np.float64), second.astype(np.float64)
+        widest = np.complex128 if np.iscomplexobj(first) else np.float64
+        first, second = first.astype(widest), second.astype(widest)
         # A leaf with small derivatives is judged by its own size, one without by the others'.
         size = np.abs(second).max(axis=tuple(range(by_row, second.ndim)), keepdims=True)
-        apart, limit = np.abs(first - second), tolerance * (size + by_row * 0.01 * size.max())
+        limit = tolerance * (size + by_row * 0.01 * size.max()) + slack
+        apart = np.abs(first - second)
     excess = np.where(np.isfinite(apart), apart - limit, np.inf)
     if (excess <= 0).all():
         return None

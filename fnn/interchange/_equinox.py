@@ -21,7 +21,7 @@ from fnn.interchange._rules import (
     same,
     turned,
 )
-from fnn.interchange._values import Arrays, check_places, read, weights_in, write
+from fnn.interchange._values import Arrays, cast, check_places, read, weights_in, write
 
 STEPS = 1_000_000  # a counter from which momentum^counter is 0
 
@@ -70,7 +70,7 @@ def to_equinox(
     values, statistics = write("to_equinox", EQUINOX, params, names, state, kinds)
     places = weights_in(module) | _statistics(module, memory)
     check_places("to_equinox", values | statistics, places)
-    module = replaced(module, values)
+    module = replaced("to_equinox", module, values)
     return module if memory is None else (module, _remembered(module, memory, statistics))
 
 
@@ -113,8 +113,11 @@ def _remembered(module: Any, memory: Any, statistics: Arrays) -> Any:
         start = f"{path}/" if path else ""
         index = norm.ema_state_index if norm.mode == "ema" else norm.batch_state_index
         old = memory.get(index)
-        new = [statistics[f"{start}{name}"] for name in ("mean", "var")]
-        new = tuple(jnp.asarray(a, b.dtype) for a, b in zip(new, old, strict=True))
+        names = (f"{start}{name}" for name in ("mean", "var"))
+        new = tuple(
+            jnp.asarray(cast("to_equinox", name, statistics[name], b.dtype))
+            for name, b in zip(names, old, strict=True)
+        )
         memory = memory.set(index, new)
         if norm.mode == "ema":
             first = memory.get(norm.ema_first_time_index)

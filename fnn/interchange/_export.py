@@ -11,7 +11,8 @@ from jax import export as jax_export
 
 from fnn._base import path_of, write_whole
 
-PLATFORMS = ("cpu", "cuda", "tpu")  # "rocm" is known too
+PLATFORMS = ("cpu", "cuda", "tpu")
+KNOWN = (*PLATFORMS, "rocm")
 LENGTH = (
     "export: fn needs the length of the batch while it is traced; write it for any length (with"
     " x.shape[0], not len(x)), or export it with fixed_batch=True"
@@ -56,6 +57,7 @@ def export(
     """
     if not callable(fn):
         raise TypeError(f"export: fn is a {type(fn).__name__}, expected a function of one argument")
+    _check_platforms(platforms)
     given = _specs(example, fixed_batch)
     try:
         exported = jax_export.export(jax.jit(fn), platforms=list(platforms))(given)
@@ -64,6 +66,15 @@ def export(
             error.add_note(LENGTH)
         raise
     write_whole(path, _bytes_of(exported))
+
+
+def _check_platforms(platforms: Sequence[str]) -> None:
+    # JAX takes any word, and the file then runs nowhere.
+    if isinstance(platforms, str) or not isinstance(platforms, Sequence) or not platforms:
+        raise TypeError(f"export: platforms is {platforms!r}, expected several words of {KNOWN}")
+    for platform in platforms:
+        if platform not in KNOWN:
+            raise ValueError(f"export: platforms has {platform!r}, expected words of {KNOWN}")
 
 
 def _needs_a_length(error: Exception) -> bool:
@@ -90,6 +101,11 @@ def _specs(example: Any, fixed_batch: bool) -> Any:
         if not isinstance(leaf, Array | np.ndarray | jax.ShapeDtypeStruct):
             came = type(leaf).__name__
             raise TypeError(f"export: {name} is of type {came}, expected an array or its shape")
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise TypeError(
+                f"export: {name} has dtype {leaf.dtype}, expected numbers; a function in a file"
+                " takes no random key"
+            )
         shape: tuple[Any, ...] = leaf.shape
         if not fixed_batch and not shape:
             raise ValueError(

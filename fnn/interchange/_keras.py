@@ -1,6 +1,6 @@
 """Keras: our layouts, with the GRU's gates z r n."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,11 @@ def _named(function: str, weights: Any) -> Mapping[str, Any]:
     if isinstance(weights, Mapping):
         return weights
     named: dict[str, Any] = {}
-    for weight in getattr(weights, "weights", weights):
+    each = getattr(weights, "weights", weights)
+    if not isinstance(each, Iterable):
+        came = type(each).__name__
+        raise TypeError(f"{function}: weights is a {came}, expected model.weights, or a dict")
+    for weight in each:
         if not hasattr(weight, "path"):
             came = type(weight).__name__
             raise TypeError(f"{function}: weights has a {came}, expected model.weights, or a dict")

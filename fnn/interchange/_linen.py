@@ -62,11 +62,13 @@ def to_linen(
 
 def _nested(flat: Arrays) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    for path, array in flat.items():
+    for path, array in sorted(flat.items()):  # so "a" comes before "a/kernel"
         *outer, last = path.split("/")
         branch = tree
         for name in outer:
             branch = branch.setdefault(name, {})
+            if not isinstance(branch, dict):
+                raise ValueError(f"to_linen: {path!r} would be inside of another array, {name!r}")
         branch[last] = array
     return tree
 

@@ -23,7 +23,7 @@ def bind(
     function: str, library: Library, trees: Sequence[Params], names: Names, kinds: Kinds
 ) -> list[list[Bound]]:
     """The rules of each tree. ValueError for an entry of `names` or `kinds` that fits no layer."""
-    names, kinds = dict(names or {}), dict(kinds or {})
+    names, kinds = _words(function, "names", names), _words(function, "kinds", kinds)
     layers = [layers_of(tree, kinds) for tree in trees]
     every = [layer for found in layers for layer in found]
     _check_names(function, every, names)
@@ -32,6 +32,17 @@ def bind(
     return [
         [b for layer in found for b in _bind(function, library, layer, names)] for found in layers
     ]
+
+
+def _words(function: str, argument: str, given: Mapping[str, str] | None) -> dict[str, str]:
+    given = {} if given is None else given
+    if not isinstance(given, Mapping):
+        came = type(given).__name__
+        raise TypeError(f"{function}: {argument} is a {came}, expected a dict of strings")
+    for item in given.items():
+        if not all(isinstance(word, str) for word in item):
+            raise TypeError(f"{function}: {argument} has {item}, expected strings")
+    return dict(given)
 
 
 def _with_blocks(

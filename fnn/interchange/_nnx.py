@@ -9,7 +9,7 @@ from fnn._base import Params, State, path_of
 from fnn.interchange._linen import LAYERS
 from fnn.interchange._names import Kinds, Names
 from fnn.interchange._rules import Leaves, Library, Rule, same, side_by_side
-from fnn.interchange._values import check_places, read, weights_in, write
+from fnn.interchange._values import cast, check_places, read, weights_in, write
 
 
 def from_nnx(
@@ -52,15 +52,15 @@ def to_nnx(
     both = write("to_nnx", NNX, params, names, state, kinds)
     values = both[0] | both[1]
     check_places("to_nnx", values, weights_in(model))
-    return replaced(model, values)
+    return replaced("to_nnx", model, values)
 
 
-def replaced(tree: Any, values: dict[str, np.ndarray]) -> Any:
+def replaced(function: str, tree: Any, values: dict[str, np.ndarray]) -> Any:
     """The tree with these values at their paths, in the dtypes of the tree."""
 
     def leaf(keys: Any, old: Any) -> Any:
-        new = values.get(path_of(keys))
-        return old if new is None else jax.numpy.asarray(new, old.dtype)
+        new = values.get(path := path_of(keys))
+        return old if new is None else jax.numpy.asarray(cast(function, path, new, old.dtype))
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 

@@ -1,5 +1,6 @@
 """The values of the arrays, in and out, and the table of what does not fit."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -38,12 +39,15 @@ def read(
 
     ValueError with the table of all differences, if there are any.
     """
+    if callable(params) and jax.tree.leaves(params) == [params]:
+        said = "params is a function, expected its shapes: jax.eval_shape(init, key)"
+        raise TypeError(f"{function}: {said}")
     found = {name: host(function, name, x) for name, x in source.items()}
     trees = [params] if state is None else [params, state]
     plans = bind(function, library, trees, names, kinds)
     every = [rule for plan in plans for rule in plan]
     refuse(function, [*_differences(every, found), *_left_over(every, found)])
-    new = [_filled(tree, plan, found) for tree, plan in zip(trees, plans, strict=True)]
+    new = [_filled(function, tree, plan, found) for tree, plan in zip(trees, plans, strict=True)]
     return new[0] if state is None else tuple(new)
 
 
@@ -77,23 +81,55 @@ def host(function: str, name: str, x: Any) -> np.ndarray:
     """The array on the host. Tensors of PyTorch are detached."""
     if isinstance(x, Tracer):
         raise TypeError(f"{function}: {name} is traced, expected values; call it outside jit")
-    if hasattr(x, "detach"):
-        x = x.detach().cpu()
-        x = x.float() if str(x.dtype) == "torch.bfloat16" else x  # NumPy takes no such tensor
-    array = np.asarray(x) if hasattr(x, "shape") else None
+    try:
+        array = _on_host(x) if hasattr(x, "shape") else None
+    except (TypeError, RuntimeError) as error:  # of a sparse, quantised or meta tensor, or a key
+        came = f"{type(x).__name__} of dtype {x.dtype}"
+        raise TypeError(
+            f"{function}: {name} is a {came}, expected an array that NumPy takes: {error}"
+        ) from None
     if array is None or array.dtype == object:
         raise TypeError(f"{function}: {name} is of type {type(x).__name__}, expected an array")
     return array
 
 
-def _filled(params: Params, plan: Sequence[Bound], found: Mapping[str, np.ndarray]) -> Params:
+def _on_host(x: Any) -> np.ndarray:
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+        # NumPy takes no such tensors.
+        narrow = str(x.dtype).startswith(("torch.bfloat16", "torch.float8"))
+        x = x.float() if narrow else x
+    return np.asarray(x)
+
+
+def _filled(
+    function: str, params: Params, plan: Sequence[Bound], found: Mapping[str, np.ndarray]
+) -> Params:
     values: dict[str, Any] = {}
     for rule, ours, theirs in plan:
         arrays = rule.into(*(found[name] for name in theirs))
         for (path, leaf), array in zip(ours.items(), arrays, strict=True):
-            values[path] = _of_jax(np.asarray(array, leaf.dtype).reshape(leaf.shape))
+            held = cast(function, path, np.asarray(array), leaf.dtype)
+            values[path] = _of_jax(held.reshape(leaf.shape))
     leaves = [values[path] for path in paths(params)]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def cast(function: str, path: str, array: np.ndarray, dtype: Any) -> np.ndarray:
+    """The array in this dtype; ValueError if more than digits would be lost."""
+    with np.errstate(over="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", np.exceptions.ComplexWarning)
+        held = array.astype(dtype)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating) and not np.iscomplexobj(held):
+        kept = np.imag(array) == 0
+    elif jnp.issubdtype(dtype, jnp.inexact):
+        kept = np.isfinite(held) | ~np.isfinite(array)
+    else:
+        kept = held == array
+    if not kept.all():
+        came = f"{array.dtype} with the value {array[~kept][0]}"
+        raise ValueError(f"{function}: {path} came as {came}, which {dtype} cannot hold")
+    return held
 
 
 def _of_jax(array: np.ndarray) -> Any:

@@ -373,9 +373,15 @@ def _check_attention(params: Params, x: AnyArray, source: AnyArray, ordered: boo
     heads, key_heads, value_heads = (
         params[name]["w"].shape[1] for name in ("query", "key", "value")
     )
-    if key_heads != value_heads or heads % key_heads:
+    if key_heads != value_heads or not key_heads or heads % key_heads:
         raise ValueError(
             f"attention: params have {heads} heads of queries, {key_heads} of keys and"
             f" {value_heads} of values, expected as many keys as values, and a number that divides"
             " the queries'"
+        )
+    of_query, of_key = (params[name]["w"].shape[2] for name in ("query", "key"))
+    if of_query != of_key:  # one feature would be taken for all
+        raise ValueError(
+            f"attention: params have heads of {of_query} features for queries and {of_key} for"
+            " keys, expected as many"
         )

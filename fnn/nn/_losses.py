@@ -275,9 +275,11 @@ def check_labels_shape(name: str, logits: AnyArray, labels: AnyArray) -> None:
     expected = logits.shape[:-1] if integer else logits.shape
     if logits.ndim == 0 or labels.shape != expected:
         kind = "integer labels" if integer else "probabilities"
+        classes = not integer and labels.shape == logits.shape[:-1]
+        also = f", or integer labels of shape {labels.shape}: labels.astype(int)" if classes else ""
         raise ValueError(
             f"{name}: labels have shape {labels.shape} ({labels.dtype}), but logits of shape"
-            f" {logits.shape} expect {kind} of shape {expected}"
+            f" {logits.shape} expect {kind} of shape {expected}{also}"
         )
     if logits.shape[-1] == 1:
         ways = "binary_cross_entropy, or metrics.binary_accuracy and metrics.binary_counts,"

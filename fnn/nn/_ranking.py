@@ -29,9 +29,10 @@ def auc(scores: AnyArray, labels: AnyArray, mask: AnyArray | None = None) -> Arr
 
     A score is any number that is larger for yes: a logit or a probability. A label says yes above
     1/2, as in `binary_accuracy`. More axes are more areas: ``auc(probabilities, one_hot).mean()``
-    is the macro mean of one class against the rest. It is exact but for the rounding of a mean in
-    float32. Rows where `mask`, [rows, ...], is 0 do not count. NaN if no positive or no negative
-    row counts, or if the score of a row that counts is NaN.
+    is the macro mean of one class against the rest. It is exact but for rounding: scores and mean
+    are in float32 at least, and scores that are equal there are ties. Rows where `mask`,
+    [rows, ...], is 0 do not count. NaN if no positive or no negative row counts, or if the score of
+    a row that counts is NaN.
     """
     scores, positive, kept = _checked("auc", scores, labels, mask)
     if scores.ndim == 0:

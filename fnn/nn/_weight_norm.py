@@ -18,6 +18,7 @@ def weight_norm_init(params: Params) -> Params:
     w = params["w"]
     check_floating("weight_norm_init", w)
     _check_axes("weight_norm_init", "w", w)
+    _check_free("weight_norm_init", params, "v", "g")
     largest, unit = _scaled(w)
     g = (largest * _norm(unit)).reshape(-1).astype(w.dtype)
     return {name: leaf for name, leaf in params.items() if name != "w"} | {"v": w, "g": g}
@@ -38,6 +39,7 @@ def weight_norm(params: Params) -> Params:
     v, g = params["v"], params["g"]
     check_floating("weight_norm", v)
     _check_axes("weight_norm", "v", v)
+    _check_free("weight_norm", params, "w")
     if g.shape != v.shape[-1:]:
         raise ValueError(
             f"weight_norm: g has shape {g.shape}, but v of shape {v.shape} expects {v.shape[-1:]}"
@@ -64,3 +66,9 @@ def _norm(unit: Array) -> Array:
 def _check_axes(name: str, what: str, w: Array) -> None:
     if w.ndim < 2:
         raise ValueError(f"{name}: {what} has shape {w.shape}, expected [..., in, out]")
+
+
+def _check_free(name: str, params: Params, *made: str) -> None:
+    for leaf in made:
+        if leaf in params:
+            raise ValueError(f"{name}: params has {leaf!r}, expected none: it would be replaced")

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fnn._base import AnyArray, as_array, as_count, as_ids, fits, wide
+from fnn._base import AnyArray, as_array, as_count, as_ids, fits, wide, wide_dtype
 from fnn.nn._calibration import (
     brier_score,
     calibration_error,
@@ -194,9 +194,9 @@ def r2_terms(predictions: AnyArray, targets: AnyArray, center: ArrayLike) -> dic
             f"r2_terms: center has shape {jnp.shape(center)}, expected one number, or one for each"
             f" output of targets {targets.shape}"
         )
-    targets = wide(targets)
+    predictions, targets = _widest(predictions, targets)
     offset = targets - jnp.asarray(center, targets.dtype)
-    residual = targets - jnp.asarray(predictions, targets.dtype)
+    residual = targets - predictions
     return {"residual": residual**2, "total": offset**2, "offset": offset}
 
 
@@ -224,8 +224,8 @@ def error_terms(
     targets = as_array("error_terms", "targets", targets)
     check_same_shape("error_terms", "predictions", predictions, "targets", targets)
     kept = counted("error_terms", mask, targets.shape)
-    targets = wide(targets)
-    error = jnp.where(kept, jnp.asarray(predictions, targets.dtype) - targets, 0)
+    predictions, targets = _widest(predictions, targets)
+    error = jnp.where(kept, predictions - targets, 0)
     return {"square": error**2, "absolute": jnp.abs(error), "count": kept}
 
 
@@ -249,6 +249,12 @@ def perplexity(mean_loss: ArrayLike) -> Array:
     Take the mean over all tokens first: a mean of perplexities is another, larger number.
     """
     return jnp.exp(wide(mean_loss))
+
+
+def _widest(predictions: AnyArray, targets: AnyArray) -> tuple[Array, Array]:
+    """Both in the wider of their dtypes, float32 at least."""
+    dtype = max(map(wide_dtype, (predictions, targets)), key=lambda dtype: dtype.itemsize)
+    return jnp.asarray(predictions, dtype), jnp.asarray(targets, dtype)
 
 
 def _per_count(sums: dict[str, Array], name: str) -> Array:

@@ -40,7 +40,8 @@ def max_norm(limit: ArrayLike, mask: Any = None) -> Optimizer:
     def of_unit(u: Array, p: Array, constrained: Any) -> Array:
         new = wide(p) + jnp.asarray(u, wide(p).dtype)
         norm = global_norm(new)
-        inside = ~(norm > limit) | ~jnp.asarray(constrained, bool)
+        # inf less inf would be NaN
+        inside = ~((norm > limit) & (norm < jnp.inf)) | ~jnp.asarray(constrained, bool)
         projected = scale_to_norm(new, norm, limit) - wide(p)
         dtype = max(u.dtype, p.dtype, key=lambda d: d.itemsize)
         return jnp.where(inside, u.astype(dtype), projected.astype(dtype))

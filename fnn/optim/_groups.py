@@ -105,9 +105,7 @@ def by_group(
         names = [group(path, leaf) for path, leaf in paths(params).items()]
         for name in optimizers if must_match and names else ():
             if name not in names:
-                raise ValueError(
-                    f"{caller}: pattern {name!r} is left no parameter of {list(paths(params))}"
-                )
+                raise ValueError(f"{caller}: {_without(name, list(paths(params)))}")
         return names
 
     def only(name: str, names: list[str], tree: Params) -> Params:
@@ -138,6 +136,19 @@ def by_group(
         return jax.tree.structure(updates).unflatten(leaves), new
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _without(pattern: str, names: list[str]) -> str:
+    """Why no parameter of these names is left for the pattern."""
+    taken = [path for path in names if path_matches(pattern, path)]
+    if taken:
+        which = ", ".join(taken[:3]) + (", ..." if len(taken) > 3 else "")
+        said = f"earlier patterns take {which}; put it before them"
+        return f"pattern {pattern!r} gets no parameter: {said}"
+    below = f"{pattern}/**"
+    is_layer = any(path_matches(below, path) for path in names)
+    advice = f"; for all of a layer write {below!r}" if is_layer else ""
+    return f"pattern {pattern!r} matches no parameter of {names}{advice}"
 
 
 def first_match(path: str, patterns: list[str]) -> str:

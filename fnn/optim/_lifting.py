@@ -7,6 +7,7 @@ hyperparameters. `lift` makes an optimizer of it.
 """
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -240,9 +241,20 @@ def check_optimizer(name: str, optimizer: Any) -> None:
     if all(callable(getattr(optimizer, half, None)) for half in ("init", "update")):
         return
     came = getattr(optimizer, "__name__", type(optimizer).__name__)
-    advice = f"; call it, as in {came}(1e-3)" if callable(optimizer) else ""
+    advice = f"; {_how_to_call(came, optimizer)}" if callable(optimizer) else ""
     kind = "a function" if callable(optimizer) else "no pair of init and update"
     raise TypeError(f"{name}: {came} is {kind}, expected an optimizer{advice}")
+
+
+def _how_to_call(name: str, function: Callable[..., Any]) -> str:
+    try:
+        known = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # a function without a signature
+        known = []
+    if known and known[0].name == "learning_rate":
+        return f"call it, as in {name}(1e-3)"
+    needed = [p for p in known if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    return f"call it: {name}({', '.join(p.name for p in needed)})"
 
 
 def check_learning_rate(name: str, learning_rate: Rate) -> None:

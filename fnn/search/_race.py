@@ -118,9 +118,11 @@ def race(
 
 
 def _with_plain_numbers(stop: Any) -> Any:
-    """The rule with numbers of Python's, which have a hash; what is no rule is refused later."""
+    """The rule with numbers of Python's, which have a hash."""
+    if stop is None:
+        return None
     if not isinstance(stop, EarlyStopping):
-        return stop
+        raise TypeError(f"race: stop is {stop!r}, expected fnn.EarlyStopping(...)")
     numbers = {name: number_of(value) for name, value in stop._asdict().items()}
     return stop._replace(**{name: v for name, v in numbers.items() if v is not None})
 

@@ -55,7 +55,7 @@ def flops_of_step(step: Any, ts: TrainState, batch: Data, key: Array) -> float:
     loop of unknown length counts once here too; of a branch the largest side. The step is traced,
     not compiled; arrays may be their shapes.
     """
-    return sum(_products_of(step, ts, batch, key).values())
+    return float(sum(_products_of(step, ts, batch, key).values()))
 
 
 def flops_of_run(
@@ -63,11 +63,11 @@ def flops_of_run(
 ) -> Flops:
     """`Flops` of so many steps; `peak` is that of one device, None to look it up."""
     products = _products_of(step, *given)
-    per_step = sum(products.values())
+    per_step = float(sum(products.values()))
     if peak is None and products:
         dtype = max(products, key=products.__getitem__)
         peak = peak_of(jax.devices()[0].device_kind, dtype)
-    whole = None if peak is None else peak * devices
+    whole = None if peak is None else float(peak) * devices
     speed = per_step * steps / seconds if seconds > 0 else 0.0
     return Flops(per_step, speed, whole, None if whole is None else speed / whole)
 

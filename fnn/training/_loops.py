@@ -20,9 +20,15 @@ from fnn.training._programs import traced
 from fnn.training._rows import Batches, Index, Tail, batches_of
 from fnn.training._scan import scan_in_rows
 from fnn.training._sharding import mesh_of, on_the_same, whole_on
-from fnn.training._state import TrainState
+from fnn.training._state import TrainState, check_train_state
 from fnn.training._step import Step
-from fnn.training._stopping import EarlyStopping, Progress, after_epoch, progress_init
+from fnn.training._stopping import (
+    EarlyStopping,
+    Progress,
+    after_epoch,
+    check_stop,
+    progress_init,
+)
 
 Validate = Callable[[TrainState, Data], Metrics]
 Epoch = Callable[[TrainState], "tuple[TrainState, Measured]"]
@@ -62,6 +68,7 @@ def fit(
 
     Pure: jit it or vmap it. Called again on the ts that it returned it goes on bit for bit.
     """
+    check_validation("fit", validate, validation)
     epochs = as_count("fit", "epochs", epochs)
     batches = batches_of_run("fit", ts, data, key, weights, batch_size, tail)
     given = batches, validation, ts, key
@@ -95,6 +102,8 @@ def fit_until(
     that were not run the history holds NaN (0 under jax_debug_nans), or -1 if it is an integer.
     Pure: jit it. Under vmap or `sweep` every run stops for itself.
     """
+    check_stop("fit_until", stop)
+    check_validation("fit_until", validate, validation)
     epochs = as_count("fit_until", "epochs", epochs)
     batches = batches_of_run("fit_until", ts, data, key, weights, batch_size, tail)
     given = batches, validation, ts, key
@@ -117,11 +126,7 @@ def batches_of_run(
 ) -> Batches:
     """The batches of a run of training steps; what it is given is checked."""
     check_key(name, key)
-    if not (hasattr(ts, "params") and hasattr(ts, "opt_state")):
-        raise TypeError(
-            f"{name}: ts is a {type(ts).__name__}, expected a train state, as step.init(params)"
-            " makes it"
-        )
+    check_train_state(name, ts)
     batches = batches_of(name, data, weights, batch_size, tail)
     return replace(batches, others=not has_no_state(ts.state))
 
@@ -185,9 +190,29 @@ def validated(name: str, validate: Validate | None, ts: TrainState, validation: 
     if validate is None:
         return {}
     advice = "; what runs on the host is a hook, train(hook=...)"
-    returned = traced(name, "validate", validate, ts, validation, advice=advice)
+    try:
+        returned = traced(name, "validate", validate, ts, validation, advice=advice)
+    except Exception as error:
+        if validation is None:
+            error.add_note(f"{name}: validation is None; give validation=, the rows for validate")
+        raise
     metrics = _checked(name, "validate returned", returned)
+    for metric, value in metrics.items():
+        if shape := jnp.shape(value):
+            raise ValueError(
+                f'{name}: validate returned "{metric}" of shape {shape}, expected a scalar: take'
+                " .mean()"
+            )
     return {f"val_{metric}": jnp.asarray(value) for metric, value in metrics.items()}
+
+
+def check_validation(name: str, validate: Validate | None, validation: Data) -> None:
+    """Raise ValueError if there are rows to validate on, but nothing that measures them."""
+    if validate is None and validation is not None:
+        raise ValueError(
+            f"{name}: validation came without validate, the function that measures it:"
+            ' validate(ts, validation) -> {"loss": ...}'
+        )
 
 
 def _checked(name: str, what: str, metrics: Any) -> Metrics:

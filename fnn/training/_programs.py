@@ -63,9 +63,13 @@ class Compiler:
 
 
 def _warn_of_another(name: str, last: dict[str, str], shapes: dict[str, str]) -> None:
-    odd = [path for path in last | shapes if last.get(path) != shapes.get(path)]
-    now, was = (" and ".join(f"{path} {d.get(path)}" for path in odd[:3]) for d in (shapes, last))
-    warnings.warn(f"{name}: compiles this step once more, for {now} after {was}", stacklevel=5)
+    odd = [path for path in last | shapes if last.get(path) != shapes.get(path)][:3]
+    now, was = (", ".join(f"{n} {d.get(n, 'absent')}" for n in odd) for d in (shapes, last))
+    warnings.warn(
+        f"{name}: this step was compiled before for other shapes ({was}); now for ({now}). This is"
+        " normal if the data changed on purpose",
+        stacklevel=6,  # the line that calls train
+    )
 
 
 def peak_bytes(program: Any) -> int:

@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -34,9 +35,13 @@ class Result(NamedTuple):
 
     def __repr__(self) -> str:
         """One line, without the arrays."""
-        best = "" if self.best is None else f", best=epoch {int(self.best.epoch)}"
+        best = "" if self.best is None else f", best={self._best_of_all()}"
         said = f"stopped={self.stopped!r}, epochs={self.epochs}{best}, nonfinite={self.nonfinite!r}"
         return f"Result({said}, history={list(self.history)}, ...)"
+
+    def _best_of_all(self) -> str:
+        epoch = -1 if self.best is None else int(self.best.epoch)
+        return "none" if epoch < 0 else f"epoch {epoch + 1} of {self.epochs}"
 
     def to_json(self) -> str:
         """Everything but the parameters, as JSON. What is not finite is null."""
@@ -64,6 +69,26 @@ def why(progress: Progress, epochs: int, cut: str) -> str:
     if progress.stopped:
         return "early stopping"
     return "epochs" if progress.epochs >= epochs else cut
+
+
+def start_line(folder: Path, done: int, over: bool) -> str:
+    """What a run says that finds `done` epochs in a folder."""
+    if over:
+        return f"train: {folder} holds all {done} epochs; nothing is trained"
+    return f"train: goes on from epoch {done} of {folder}"
+
+
+def end_line(result: Result, seconds: float, saved: bool) -> str:
+    """What a run says that has ended before its last epoch, as the bar counts; "" for others."""
+    if result.stopped == "max_seconds":
+        epochs = f"epoch {result.epochs} of {result.settings['epochs']}"
+        more = "; the same call goes on" if saved else ""
+        return f"train: stopped after {seconds:.3g} s (max_seconds) at {epochs}{more}"
+    if result.stopped == "early stopping":
+        best = -1 if result.best is None else int(result.best.epoch)
+        more = f"; best epoch {best + 1}" if best >= 0 else ""
+        return f"train: stopped early at epoch {result.epochs}{more}"
+    return ""
 
 
 def told(result: Result) -> Result:

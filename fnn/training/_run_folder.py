@@ -17,7 +17,7 @@ from fnn.training._sharding import shares_of
 from fnn.training._shares import as_on_one_device
 from fnn.training._state import TrainState
 from fnn.training._step import Step
-from fnn.training._stopping import Progress
+from fnn.training._stopping import NEVER, Progress
 
 History = dict[str, np.ndarray]
 
@@ -96,16 +96,26 @@ class RunFolder:
         if "shares" in others:  # which makes it another step too
             others = [name for name in others if name != "step"]
         if others:
-            said = [
-                f"{MARKS[name]} ({found.get(name)}, now {self.marks[name]})"
-                if name in ("settings", "shares")
-                else MARKS[name]
-                for name in others
-            ]
             raise ValueError(
-                f"train: {self.folder} holds another run, with another {'; another '.join(said)}."
-                " Use another folder, or go on from its state: fnn.checkpoint.load_last"
+                f"train: {self.folder} holds another run, with another"
+                f" {'; another '.join(self._said(others, found))}. Use another folder, delete this"
+                " one, or go on from its state: fnn.checkpoint.load_last"
             )
+
+    def _said(self, others: list[str], found: dict[str, Any]) -> Iterator[str]:
+        """What is another, in words."""
+        both = {"start", "step"} <= set(others)  # the state of an optimizer may hold the rate
+        for name in others:
+            if both and name in ("start", "step"):
+                if name == "start":
+                    yield "net, optimizer, learning rate or initial key"
+            elif name == "shares":
+                yield f"{MARKS[name]} ({found.get(name)}, now {self.marks[name]})"
+            elif name == "settings":
+                changed = _changed(found.get(name) or {}, self.marks[name])
+                yield f"{MARKS[name]} ({'; '.join(changed)})"
+            else:
+                yield MARKS[name]
 
     def _refuse_other_metrics(self, found: set[str], now: set[str]) -> None:
         if found != now:
@@ -124,6 +134,20 @@ class RunFolder:
             best = {"epoch": int(progress.best.epoch), "value": float(progress.best.value)}
             tree = {"params": progress.best.params, "state": progress.best.state}
             checkpoint.save(self.folder / "best.safetensors", tree, best)
+
+
+def _changed(was: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """The settings that differ."""
+    for name in was | now:
+        old, value = was.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(value, dict):
+            yield from (f"{name} {said}" for said in _changed(old, value))
+        elif old != value:
+            yield f"{name} {_word(old)}, now {_word(value)}"
+
+
+def _word(setting: Any) -> Any:
+    return "never" if setting == NEVER else setting  # the patience of a run that nothing stops
 
 
 @contextmanager

@@ -24,3 +24,12 @@ class TrainState(NamedTuple):
     step: Array  # int32, the number of steps done
     first_bad: FirstBad
     loss_scale: Any = ()  # a LossScale, or () without one
+
+
+def check_train_state(name: str, ts: Any) -> None:
+    """Raise TypeError, in the name of the function that takes it, unless it is a train state."""
+    if not (hasattr(ts, "params") and hasattr(ts, "opt_state")):
+        raise TypeError(
+            f"{name}: ts is a {type(ts).__name__}, expected a train state, as step.init(params)"
+            " makes it"
+        )

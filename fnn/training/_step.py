@@ -38,7 +38,7 @@ from fnn.training._nonfinite import (
     no_bad,
     which_is_bad,
 )
-from fnn.training._state import LossScale, TrainState
+from fnn.training._state import LossScale, TrainState, check_train_state
 
 Update = Callable[..., tuple[TrainState, Metrics]]
 
@@ -269,7 +269,8 @@ def joined(metrics: Metrics, more: Metrics) -> Metrics:
 
 
 def check_made_here(ts: TrainState, optimizer: Optimizer, scaled: bool) -> None:
-    """Raise ValueError if `ts` is not of this step: of another optimizer, or other parameters."""
+    """Raise unless `ts` is a train state of this step: not of another optimizer or parameters."""
+    check_train_state("step.update", ts)
     expected = {path: leaf.shape for path, leaf in _state_of(optimizer, ts.params).items()}
     came = {path: jnp.shape(leaf) for path, leaf in paths(ts.opt_state).items()}
     odd = [path for path in expected | came if expected.get(path) != came.get(path)]

@@ -4,7 +4,7 @@ A plain loop, a compiled run, a sweep of runs and `train` therefore stop at the 
 the same best parameters, bit for bit.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,8 @@ NEVER = jnp.iinfo(jnp.int32).max  # a patience that no run exhausts
 class Best(NamedTuple):
     """The best epoch so far: its parameters and the model's state.
 
-    Before there is one, the epoch is -1, and the value the worst finite number.
+    `epoch` counts from 0. Before there is a best epoch, it is -1, and the value is the worst finite
+    number.
     """
 
     params: Params
@@ -90,20 +91,24 @@ def after_epoch(
 def _monitored(means: Metrics, stop: EarlyStopping) -> Array:
     if stop.monitor not in means:
         names = ", ".join(sorted(means))
-        raise ValueError(f"EarlyStopping: monitor is {stop.monitor!r}, expected one of {names}")
+        said = f"EarlyStopping: monitor is {stop.monitor!r}, expected one of {names}"
+        if stop.monitor.startswith("val_") and not any(n.startswith("val_") for n in means):
+            said += "; names with val_ come from validate="
+        raise ValueError(said)
     if stop.mode not in ("min", "max"):
         raise ValueError(f"EarlyStopping: mode is {stop.mode!r}, expected 'min' or 'max'")
     return means[stop.monitor]
 
 
+def check_stop(name: str, stop: Any) -> None:
+    """Raise TypeError, in the name of the function that takes it, unless it is a rule or None."""
+    if stop is not None and not isinstance(stop, EarlyStopping):
+        raise TypeError(f"{name}: stop is {stop!r}, expected fnn.EarlyStopping(...)")
+
+
 def _check_numbers(stop: EarlyStopping | None) -> None:
     if stop is None:
         return
-    if not isinstance(stop, EarlyStopping):
-        raise TypeError(
-            f"EarlyStopping: stop is a {type(stop).__name__}, expected an EarlyStopping, such as"
-            ' EarlyStopping("loss")'
-        )
     for name in ("patience", "start_epoch"):
         value = getattr(stop, name)
         if number_of(value) is not None or not hasattr(value, "dtype"):  # traced ones pass

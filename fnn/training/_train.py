@@ -30,7 +30,7 @@ from fnn._base import (
     reporter,
 )
 from fnn.training._flops import Flops, flops_of_run
-from fnn.training._loops import Validate, batches_of_run
+from fnn.training._loops import Validate, batches_of_run, check_validation
 from fnn.training._nonfinite import POLICIES, describe_bad
 from fnn.training._plan import Plan, capacity, or_best, words
 from fnn.training._processes import (
@@ -44,13 +44,13 @@ from fnn.training._processes import (
     together,
 )
 from fnn.training._profiler import Profiler, checked_folder
-from fnn.training._result import Result, device_of, told, why
+from fnn.training._result import Result, device_of, end_line, start_line, told, why
 from fnn.training._rows import Tail
 from fnn.training._run_folder import History, RunFolder, fresh, opened
 from fnn.training._sharding import mesh_of
 from fnn.training._state import TrainState
 from fnn.training._step import Step
-from fnn.training._stopping import EarlyStopping, Progress, progress_init
+from fnn.training._stopping import EarlyStopping, Progress, check_stop, progress_init
 from fnn.training.logs import Log
 
 Hook = Callable[[TrainState, int, dict[str, float]], dict[str, Any] | None]
@@ -123,6 +123,8 @@ def train(
     check_range("train", "checkpoint_seconds", checkpoint_seconds, 0)
     check_range("train", "max_seconds", max_seconds, 0, none=True)
     check_range("train", "peak_flops", peak_flops, 0, above=True, none=True)
+    check_stop("train", stop)
+    check_validation("train", validate, validation)
     profile = checked_folder("train", profile)
     batches = batches_of_run("train", ts, data, key, weights, batch_size, tail)
     plan = Plan(step, batches, key, validate, validation, or_best(stop, validate, ts, validation))
@@ -134,10 +136,12 @@ def train(
         key=key,
         ts=ts,
     )
-    progress = progress and is_first()
+    progress = progress and is_first() and sys.stderr is not None
     with _opened(checkpoint, partial(plan.marks, _readable(ts))) as folder:
         until = math.inf if max_seconds is None else started + float(max_seconds)
-        run = _Run(plan, ts, folder, checkpoint_seconds, progress, until, profile)
+        run = _Run(plan, ts, folder, checkpoint_seconds, until, profile)
+        if progress and folder is not None and run.before > 0:
+            print(start_line(folder.folder, run.before, run.is_over(epochs)), file=sys.stderr)
         with (
             Interrupts() as interrupts,
             _Watch(run, hook, hook_every, log) as watch,
@@ -148,7 +152,11 @@ def train(
                 if run.settled(interrupts.seen):
                     break
         run.profiler.warn_if_unused()
-        return told(run.result(epochs, count_flops or peak_flops is not None, peak_flops))
+        result = run.result(epochs, count_flops or peak_flops is not None, peak_flops)
+        line = end_line(result, time.monotonic() - started, saved=folder is not None)
+        if progress and line:
+            print(line, file=sys.stderr)
+        return told(result)
 
 
 class _Run:
@@ -160,7 +168,6 @@ class _Run:
         ts: TrainState,
         folder: RunFolder | None,
         every: float,
-        say: bool,
         until: float,
         profile: Path | None,
     ):
@@ -171,15 +178,11 @@ class _Run:
             resume = partial(folder.resume, start, partial(plan.measures, ts))
             start, self.history, self.hooked = together("train", resume)
             _check_same_epoch(folder, start)
-            if say and start.epochs > 0:
-                print(
-                    f"train: goes on from epoch {start.epochs} of {folder.folder}", file=sys.stderr
-                )
         self.start = start.last.params
         self.progress = jax.tree.map(fresh, start)  # the program overwrites it
         self.program = plan.program(self.progress, self.given)
         self.plan, self.folder, self.every, self.until = plan, folder, every, until
-        self.seconds, self.saved, self.before = 0.0, time.monotonic(), start.epochs
+        self.seconds, self.saved, self.before = 0.0, time.monotonic(), int(start.epochs)
         self.cut = ""  # what has ended the run from outside
         self.next, self.due = 1, False  # epochs of the next chunk, whether to save before it
         self.failed: set[str] = set()
@@ -189,12 +192,16 @@ class _Run:
     def epochs(self) -> int:
         return int(self.progress.epochs)
 
+    def is_over(self, epochs: int) -> bool:
+        """Whether nothing is left to train."""
+        return self.epochs >= epochs or bool(self.progress.stopped)
+
     def chunks(self, epochs: int, every: int) -> Iterator[Rows]:
         """(epoch, metrics) of each chunk's epochs. No chunk goes past a multiple of `every`.
 
         The first chunk is one epoch, to time it.
         """
-        while self.epochs < epochs and not self.progress.stopped:
+        while not self.is_over(epochs):
             done = self.epochs
             n = min(self.next, epochs - done, every - done % every)
             recorded = self.profiler.due(first=self.seconds == 0, last=n == epochs - done)
@@ -275,7 +282,7 @@ class _Run:
         batches, last = self.plan.batches, self.progress.last
         first = jax.eval_shape(lambda batches: batches.draw(batches.in_order()[0]), batches)
         devices = len(jax.tree.leaves(self.progress.epochs)[0].sharding.device_set)
-        steps = (self.epochs - int(self.before)) * batches.steps
+        steps = (self.epochs - self.before) * batches.steps
         batch, mask = first
         given = last, batch, self.plan.key, mask
         return flops_of_run(self.plan.step, given, steps, self.seconds, peak, devices)

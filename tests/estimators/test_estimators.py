@@ -365,6 +365,16 @@ def test_errors(call, error, message):
 
 
 @pytest.mark.filterwarnings("default")
+def test_a_fit_that_fails_leaves_no_net_with_other_labels():
+    fitted = classifier().fit(X, Y)
+    with pytest.raises(ValueError, match="learning_rate is -1"):
+        fitted.set_params(learning_rate=-1).fit(X, Y == "ant")
+    with pytest.raises(NotFittedError):
+        fitted.predict(X)
+    fitted.set_params(learning_rate=1e-3).fit(X, Y == "ant")
+    assert fitted.predict_proba(X).shape == (60, 2)
+
+
 def test_warnings_and_words(capsys):
     with pytest.warns(
         ConvergenceWarning, match="max_iter 4 epochs were run, and the loss was still"

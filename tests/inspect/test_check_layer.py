@@ -166,13 +166,30 @@ def test_rows_that_see_each_other_pass_when_said():
     ("wrong", "message"),
     [
         (lambda key: init(key) | {"gain": {"scale": 1.0}}, r"params: gain/scale is of type float, expected a jax.Array"),
+        (lambda key: init(key) | {"key": key}, r"params: key is a random key, expected real numbers"),
         (lambda key: init(key) | {"w": jnp.ones((4, 3), jnp.complex64)}, r"params: w is complex64, expected real numbers"),
-        (lambda key: init(key) | {"gain": {"scale": jnp.full(3, 1.0)}}, r"params: gain/scale is a weakly typed float32"),
+        (lambda key: init(key) | {"gain": {"scale": jnp.full(3, 1.0)}}, r"params: gain/scale is a weakly typed float32; write jnp.full\(3, 1, jnp.float32\)\. A weak type changes at the first update, and the step compiles again"),
         (lambda key, dtype=None: init(key), r"dtype: gain/scale is float32 by init\(key, dtype=float16\), expected float16"),
     ],
 )  # fmt: skip
 def test_a_mistake_of_init_is_named(wrong, message):
     with pytest.raises(AssertionError, match="check_layer: " + message):
+        check_layer(wrong, apply, (4,))
+
+
+def with_sizes(key, inside, outside):
+    return fnn.dense_init(key, inside, outside)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (init(jax.random.key(0)), "init is a dict, expected a function; init takes a key alone: lambda key: my_init(key, 4, 3)"),
+        (with_sizes, "init takes a key alone: lambda key: my_init(key, 4, 3), but for with_sizes(key, inside, outside) missing a required argument: 'inside'"),
+    ],
+)  # fmt: skip
+def test_an_init_takes_a_key_alone(wrong, message):
+    with pytest.raises(TypeError, match=re.escape(f"check_layer: {message}")):
         check_layer(wrong, apply, (4,))
 
 
@@ -208,6 +225,8 @@ def test_a_small_leaf_is_judged_by_its_own_size():
     ("options", "error", "message"),
     [
         ({"modes": ("backward",)}, ValueError, "check_layer: modes has 'backward', expected 'forward' or 'reverse'"),
+        ({"dtypes": "float32"}, TypeError, "check_layer: dtypes is 'float32', expected several, as"),
+        ({"dtypes": ("float8_e4m3fn",)}, ValueError, "check_layer: dtypes has 'float8_e4m3fn', expected some"),
         ({"shape": 4}, TypeError, "check_layer: shape is 4, expected that of an example, as "),
         ({"shape": (4.0,)}, TypeError, "check_layer: shape is 4.0, expected a whole number"),
     ],
@@ -220,3 +239,34 @@ def test_mistakes_in_the_call(options, error, message):
 def test_an_error_of_the_layer_itself_is_the_users():
     with pytest.raises(ValueError, match="dense: x has 5 features"):
         check_layer(partial(fnn.dense_init, in_dim=4, out_dim=3), fnn.dense, (5,))
+
+
+def test_complex_outputs_are_compared_up_to_rounding():
+    def spectrum(params, x):
+        return jnp.fft.rfft(3.3 * x)
+
+    check_layer(lambda key: {}, spectrum, (7,), dtypes=("float32", "float64"))
+    wrong = jax.custom_jvp(
+        lambda x: jnp.fft.rfft(x) if x.dtype == "float64" else 1.01 * jnp.fft.rfft(x)
+    )
+    wrong.defjvp(lambda x, dx: (wrong(*x), jnp.fft.rfft(*dx)))
+    with pytest.raises(AssertionError, match=r"float32: y\[\d, \d\] is"):
+        check_layer(lambda key: {}, lambda p, x: wrong(x), (7,), dtypes=("float32",))
+
+
+def test_a_large_output_has_differences_that_rounding_spoils():
+    check_layer(init, lambda p, x: 1e6 + apply(p, x), (4,), dtypes=("float64",))
+    with pytest.raises(AssertionError, match="reverse derivative"):
+        check_layer(
+            init, lambda p, x: 1e6 + half_gradient(x @ p["w"]), (4,), modes=("reverse",), dtypes=()
+        )
+
+
+def test_a_mask_in_params_stays_one_of_bools():
+    def masked(params, x):
+        return jnp.where(jax.lax.bitwise_and(params["mask"], x > 0), params["w"] * x, x)
+
+    def with_mask(key):
+        return {"w": jax.random.normal(key, (4,)), "mask": jnp.arange(4) > 1}
+
+    check_layer(with_mask, lambda p, x: jax.vmap(masked, (None, 0))(p, x), (4,))

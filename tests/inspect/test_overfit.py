@@ -10,7 +10,7 @@ import pytest
 
 import fnn
 from fnn.inspect.diagnostics import observe, overfit_one_batch
-from fnn.training import step_gradient
+from fnn.training import Step, step_gradient
 from tests.nets import KEY, LABELS, X, linear_init, linear_loss_fn
 
 BATCH = X[:8], LABELS[:8]
@@ -129,3 +129,27 @@ def test_mistakes(options, error, message):
     given = {"key": KEY} | options
     with pytest.raises(error, match=message):
         overfit_one_batch(step, step.init(linear_init()), BATCH, given.pop("key"), **given)
+
+
+def test_a_loss_below_0_has_to_fall_too():
+    def below(params, batch, key):
+        return linear_loss_fn(params, batch, key) - 100
+
+    still = overfit(below, fnn.sgd(0.0), steps=2)
+    assert not still.fell
+    assert [hint[:12] for hint in still.hints] == ["did not move"]  # nor does it "still fall"
+    found = overfit(below, to=0.995)
+    assert found.fell == (found.last <= found.first - 0.005 * abs(found.first))
+    assert found.fell
+    assert not overfit(below, to=0.1).fell
+
+
+def test_a_step_without_a_loss():
+    step = fnn.make_train_step(linear_loss_fn, fnn.adam(0.1))
+
+    def update(ts, batch, key, mask=None):
+        return ts, {"accuracy": step(ts, batch, key)[1]["loss"]}
+
+    own = Step(step.init, update)
+    with pytest.raises(ValueError, match=r"metrics of step are \['accuracy'\], expected a loss"):
+        overfit_one_batch(own, step.init(linear_init()), BATCH, KEY)

@@ -148,6 +148,25 @@ def test_mistakes(tmp_path, fn, example, error, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("platforms", "error", "message"),
+    [
+        ("cpu", TypeError, "export: platforms is 'cpu', expected several words of"),
+        ((), TypeError, r"export: platforms is \(\), expected several words of"),
+        (["cpu", "gpu"], ValueError, "export: platforms has 'gpu', expected words of"),
+    ],
+)
+def test_platforms_that_there_are(tmp_path, platforms, error, message):
+    with pytest.raises(error, match=message):
+        export(jnp.sin, normal(1, 3), tmp_path / "f", platforms=platforms)
+
+
+def test_a_random_key_stays_outside(tmp_path):
+    keys = jax.random.split(jax.random.key(0), 3)
+    with pytest.raises(TypeError, match="export: example/key has dtype key<fry>, expected numbers"):
+        export(lambda x: x["x"], {"x": normal(3, 2), "key": keys}, tmp_path / "f")
+
+
 def test_an_error_of_the_function_leaves_the_old_file(tmp_path):
     def wrong(x):
         raise RuntimeError("mine")

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -172,6 +173,16 @@ def test_shapes_are_enough_for_params():
     assert isinstance(params["d"]["w"], jax.Array)
     with pytest.raises(TypeError, match="d/w is of type ShapeDtypeStruct"):
         interchange.to_torch({"d": shapes})
+
+
+@pytest.mark.parametrize(
+    ("function", "source"),
+    [("from_torch", {}), ("from_linen", {"params": {}}), ("from_nnx", {}), ("from_equinox", {})],
+)
+def test_a_function_for_params_is_told_to_give_shapes(function, source):
+    said = f"{function}: params is a function, expected its shapes: jax.eval_shape(init, key)"
+    with pytest.raises(TypeError, match=re.escape(said)):
+        getattr(interchange, function)(source, one_dense)
 
 
 # --- differences ----------------------------------------------------------------------------------
@@ -391,3 +402,58 @@ def test_float64_of_numpy_is_not_rounded():
     weights = dense_there("d.") | {"d.bias": np.array([1 / 3, 2 / 3])}
     new = interchange.from_torch(weights, params)
     np.testing.assert_array_equal(new["d"]["b"], weights["d.bias"])
+
+
+@pytest.mark.parametrize(
+    ("here", "array", "message"),
+    [
+        (jnp.arange(2), np.array([1.5, 2.0]), "a came as float64 with the value 1.5, which int32"),
+        (jnp.arange(2), np.array([1, 2**40]), "int64 with the value 1099511627776, which int32"),
+        (jnp.arange(2), np.array([1, np.nan]), "with the value nan, which int32 cannot hold"),
+        (jnp.ones(2, bool), np.array([0, 3]), "with the value 3, which bool cannot hold"),
+        (jnp.ones(2), np.array([1, 1 + 2j]), r"complex128 with the value \(1\+2j\), which float32"),
+        (jnp.ones(2), np.array([1, -1e300]), r"with the value -1e\+300, which float32 cannot hold"),
+        (jnp.ones(2, "float16"), np.float32([1, 1e6]), "float32 with the value 1000000.0, which"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused(here, array, message):
+    with pytest.raises(ValueError, match=message):
+        interchange.from_torch({"a": array}, {"a": here})
+
+
+def test_values_that_fit_another_dtype_are_taken():
+    for here, array in (
+        (jnp.arange(2), np.array([1.0, 2.0])),
+        (jnp.ones(2), np.array([1 + 0j, np.inf])),
+        (jnp.ones(2, "bfloat16"), np.array([-np.inf, 3e38])),
+    ):
+        new = interchange.from_torch({"a": array}, {"a": here})["a"]
+        assert new.dtype == here.dtype
+        np.testing.assert_allclose(np.asarray(new, float), array.real, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": "net"}, "to_torch: names is a str, expected a dict of strings"),
+        ({"names": {"hidden": 0}}, r"to_torch: names has \('hidden', 0\), expected strings"),
+        ({"kinds": ["embed"]}, "to_torch: kinds is a list, expected a dict of strings"),
+    ],
+)
+def test_names_and_kinds_are_dicts_of_strings(options, message):
+    with pytest.raises(TypeError, match=message):
+        interchange.to_torch({"hidden": one_dense()}, **options)
+
+
+def test_what_numpy_does_not_take_is_named():
+    with pytest.raises(TypeError, match=r"to_torch: key is a \w+ of dtype key<fry>, expected"):
+        interchange.to_torch({"d": one_dense(), "key": jax.random.key(0)})
+    with pytest.raises(TypeError, match="from_keras: weights is a NoneType, expected model"):
+        interchange.from_keras(None, {"d": one_dense()})
+
+
+@pytest.mark.parametrize("names", [{"b": "d"}, {"d": "b"}])
+def test_an_array_inside_of_another_is_refused(names):
+    params = {"b": jnp.ones(3), "d": one_dense()}
+    with pytest.raises(ValueError, match=r"to_linen: './bias' would be inside of another array"):
+        interchange.to_linen(params, names)

@@ -240,3 +240,12 @@ def test_a_model_of_other_shapes_is_refused():
         interchange.to_nnx(params, model, {"d": ""})
     with pytest.raises(ValueError, match=r"missing +bias +\[5\]"):
         interchange.to_nnx({}, model)
+
+
+def test_a_value_that_the_models_dtype_cannot_hold_is_refused():
+    model = nnx.Linear(3, 2, param_dtype=jnp.float16, rngs=nnx.Rngs(0))
+    params = fnn.dense_init(jax.random.key(0), 3, 2)
+    assert interchange.to_nnx(params, nnx.state(model))["bias"].dtype == jnp.float16
+    params["b"] = params["b"].at[0].set(1e6)
+    with pytest.raises(ValueError, match=r"to_nnx: bias came as float32 with the value 1000000.0"):
+        interchange.to_nnx(params, nnx.state(model))

@@ -49,6 +49,20 @@ def test_tensors_of_any_kind():
     np.testing.assert_array_equal(new["d"]["w"].astype("float32"), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float16, torch.float64])
+def test_tensors_of_any_width(dtype):
+    weight = torch.tensor([1.5, -0.25]).to(dtype)
+    new = interchange.from_torch({"gain": weight}, {"gain": np.ones(2, np.float32)})
+    np.testing.assert_array_equal(new["gain"], [1.5, -0.25])
+
+
+@pytest.mark.parametrize("options", [{"layout": torch.sparse_coo}, {"device": "meta"}])
+def test_tensors_without_values_to_take_are_named(options):
+    tensor = torch.zeros(2, **options)
+    with pytest.raises(TypeError, match=r"from_torch: gain is a Tensor of dtype torch.float32"):
+        interchange.from_torch({"gain": tensor}, {"gain": np.ones(2, np.float32)})
+
+
 def test_two_layers_in_two_directions():
     module = torch.nn.LSTM(3, 4, 2, batch_first=True, bidirectional=True)
     inits = {"_l0": 3, "_l0_reverse": 3, "_l1": 8, "_l1_reverse": 8}

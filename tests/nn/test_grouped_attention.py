@@ -151,6 +151,8 @@ def with_heads(**numbers):
         (lambda: fnn.attention(with_heads(key=2), X), "attention: params have 4 heads of queries, 2 of keys and 4 of values"),
         (lambda: fnn.attention(with_heads(key=3, value=3), X), "params have 4 heads of queries, 3 of keys and 3 of values"),
         (lambda: fnn.attention(with_heads(key=8, value=8), X), "params have 4 heads of queries, 8 of keys"),
+        (lambda: fnn.attention(with_heads(key=0, value=0), X), "params have 4 heads of queries, 0 of keys"),
+        (lambda: fnn.attention(with_heads() | {"key": {"w": jnp.ones((DIM, 4, 1))}}, X), rf"heads of {HEAD_DIM} features for queries and 1 for keys"),
     ],
 )  # fmt: skip
 def test_errors(call, message):

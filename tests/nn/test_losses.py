@@ -224,7 +224,8 @@ def test_check_labels_passes_what_is_right():
     [
         ((6, 4), np.zeros((6, 1), int), r"labels have shape \(6, 1\) \(int32\), but logits"),
         ((6,), np.zeros((6, 4), int), r"expect integer labels of shape \(\)"),
-        ((6, 4), np.zeros((6, 3), np.float32), r"expect probabilities of shape \(6, 4\)"),
+        ((6, 4), np.zeros((6, 3), np.float32), r"expect probabilities of shape \(6, 4\)$"),
+        ((6, 4), np.zeros(6, np.float32), r"expect probabilities of shape \(6, 4\), or integer labels of shape \(6,\): labels.astype\(int\)$"),
         ((6, 4), np.zeros((5,), int), r"expect integer labels of shape \(6,\)"),
     ],
 )  # fmt: skip

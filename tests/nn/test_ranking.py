@@ -252,6 +252,17 @@ def test_errors_of_half_precision_are_float32s():
     chex.assert_trees_all_close(metrics.rmse(alone), metrics.rmse(sums))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8])
+def test_errors_are_in_the_wider_of_both_dtypes(dtype):
+    with jax.enable_x64(True):
+        p, t = np.array([1 + 1e-10, 2.0]), np.array([1, 2], dtype)
+        for one, other in ((p, t), (t, p)):
+            terms = metrics.error_terms(one, other)
+            np.testing.assert_allclose(terms["absolute"], [1e-10, 0], rtol=1e-5)
+            r2_terms = metrics.r2_terms(one, other, 1.5)
+            np.testing.assert_allclose(r2_terms["residual"], [1e-20, 0], rtol=1e-5)
+
+
 S, Y = drawn(10)
 
 

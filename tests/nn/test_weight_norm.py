@@ -116,6 +116,8 @@ def test_a_net_with_weight_norm_trains():
         (lambda: weight_norm_init({"v": jnp.ones((2, 2))}), ValueError, r"weight_norm_init: params has \['v'\], expected a dict with \['w'\]"),
         (lambda: weight_norm_init({"w": jnp.ones(2)}), ValueError, r"weight_norm_init: w has shape \(2,\), expected \[..., in, out\]"),
         (lambda: weight_norm_init({"w": jnp.ones((2, 2), int)}), TypeError, "weight_norm_init: x is int32"),
+        (lambda: weight_norm_init({"w": jnp.ones((2, 2)), "g": jnp.ones(9)}), ValueError, "weight_norm_init: params has 'g', expected none"),
+        (lambda: weight_norm({"v": jnp.ones((2, 2)), "g": jnp.ones(2), "w": jnp.ones(3)}), ValueError, "weight_norm: params has 'w', expected none"),
         (lambda: weight_norm({"w": jnp.ones((2, 2))}), ValueError, "weight_norm: params has"),
         (lambda: weight_norm({"v": jnp.ones((2, 3)), "g": jnp.ones(2)}), ValueError, r"weight_norm: g has shape \(2,\), but v of shape \(2, 3\) expects \(3,\)"),
     ],

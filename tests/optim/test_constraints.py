@@ -99,6 +99,7 @@ def test_large_and_small_norms_and_what_is_not_finite():
         found, _ = moved({"w": w}, {"w": jnp.zeros((2, 4))}, limit)
         np.testing.assert_allclose(norms(found["w"])[unit], limit, rtol=1e-5)
     np.testing.assert_array_equal(jnp.isfinite(found["w"]).all(0), [True, True, False, False])
+    np.testing.assert_array_equal(found["w"][:, 3], w[:, 3])  # not inf - inf
 
 
 def test_masks_and_by_path():

@@ -198,6 +198,8 @@ RUN = schedules.Run(10, 100, 10)
         (lambda: schedules.inverse_square_root(RUN, np.nan, warmup=1), ValueError, "inverse_square_root: peak is nan"),
         # what is no optimizer
         (lambda: fnn.chain(fnn.clip_by_global_norm(1.0), fnn.adam), TypeError, "chain: adam is a function, expected an optimizer; call it, as in adam(1e-3)"),
+        (lambda: fnn.by_path({"**": fnn.freeze}), TypeError, "by_path '**': freeze is a function, expected an optimizer; call it: freeze()"),
+        (lambda: fnn.chain(fnn.clip_by_global_norm), TypeError, "call it: clip_by_global_norm(max_norm)"),
         (lambda: fnn.by_path({"**": fnn.sgd}), TypeError, "by_path '**': sgd is a function, expected an optimizer; call"),
         (lambda: fnn.averaged(fnn.sgd), TypeError, "averaged: sgd is a function"),
         (lambda: fnn.keep_precision(fnn.sgd, "master"), TypeError, "keep_precision: sgd is a function"),

@@ -61,8 +61,10 @@ def test_decay_in_groups_knows_the_leaves_names():
     ("patterns", "message"),
     [
         (["layer/w"], r"by_path: no pattern of \['layer/w'\] matches parameter 'layer/b'"),
-        (["**", "layer/w"], r"by_path: pattern 'layer/w' is left no parameter of \['layer/b', 'layer/w'\]"),
-        (["**/c", "**"], r"by_path: pattern '\*\*/c' is left no parameter"),
+        (["**", "layer/w"], r"by_path: pattern 'layer/w' gets no parameter: earlier patterns take layer/w; put it before them$"),
+        (["**/b", "**", "layer/**"], r"pattern 'layer/\*\*' gets no parameter: earlier patterns take layer/b, layer/w; put"),
+        (["**/c", "**"], r"by_path: pattern '\*\*/c' matches no parameter of \['layer/b', 'layer/w'\]$"),
+        (["layer", "**"], r"by_path: pattern 'layer' matches no parameter of .*; for all of a layer write 'layer/\*\*'$"),
     ],
 )  # fmt: skip
 def test_groups_are_complete(patterns, message):

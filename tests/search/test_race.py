@@ -661,7 +661,7 @@ HISTORY = {"loss": jnp.zeros((1, 3))}
         (TypeError, "prune is a str, expected a rule", {"prune": "loss"}),
         (ValueError, "prune has the monitor 'los', expected one of largest/w, loss", {"prune": Wilcoxon("los")}),
         (ValueError, "stop has the monitor 'val_loss'", {"stop": fnn.EarlyStopping()}),
-        (TypeError, "stop is a str", {"stop": "loss"}),
+        (TypeError, r"race: stop is 'loss', expected fnn.EarlyStopping\(...\)", {"stop": "loss"}),
         (ValueError, r"prune returned float64\[9\], expected bool\[9\]", {"prune": lambda h: np.ones(9)}),
         (ValueError, r"prune returned bool\[2\], expected bool\[9\]", {"prune": lambda h: np.ones(2, bool)}),
         (ValueError, "key 1 is the same", {"keys": KEYS[jnp.array([0, 0])]}),

@@ -161,6 +161,7 @@ def test_a_training_metric_may_be_monitored():
     ("stop", "message"),
     [
         (Stop("accuracy"), "EarlyStopping: monitor is 'accuracy', expected one of grad_norm, .*val_loss"),
+        (Stop("val_auc"), r"monitor is 'val_auc', expected one of [^;]*val_loss(\n|$)"),
         (Stop(mode="least"), "EarlyStopping: mode is 'least', expected 'min' or 'max'"),
         (Stop(patience=2.5), "EarlyStopping: patience is 2.5, expected a whole number >= 0"),
         (Stop(patience=np.int64(-1)), "EarlyStopping: patience is -1, expected at least 0"),

@@ -335,6 +335,22 @@ MISTAKES = {
         TypeError,
         'train: validate returned an array of shape (), expected a dict such as {"loss": ...}',
     ),
+    **{
+        f"a validation of each row by {name}": (
+            lambda call=call: call(validate=lambda ts, data: {"acc": X[:, 0]}),
+            ValueError,
+            f'{name}: validate returned "acc" of shape (8,), expected a scalar: take .mean()',
+        )
+        for name, call in LOOPS.items()
+    },
+    **{
+        f"rows for a validation without validate of {name}": (
+            lambda call=call: call(validation=(X, LABELS)),
+            ValueError,
+            f"{name}: validation came without validate, the function that measures it: validate(ts",
+        )
+        for name, call in LOOPS.items()
+    },
     "a validation that returns a tuple": (
         lambda: fit(validate=lambda ts, data: (0.0, 1.0)),
         TypeError,
@@ -374,6 +390,16 @@ MISTAKES = {
         lambda: fnn.fit(STEP, PARAMS, (X, LABELS), KEY, epochs=1, batch_size=4),
         TypeError,
         "fit: ts is a dict, expected a train state, as step.init(params) makes it",
+    ),
+    "a name that lives in a wing": (
+        lambda: fnn.lstm_step,
+        AttributeError,
+        "module 'fnn' has no attribute 'lstm_step'; it is fnn.nn.lstm_step",
+    ),
+    "parameters for a step": (
+        lambda: STEP.update(PARAMS, (X, LABELS), KEY),
+        TypeError,
+        "step.update: ts is a dict, expected a train state, as step.init(params) makes it",
     ),
     "train under jit": (
         lambda: jax.jit(lambda ts: train(ts=ts))(STEP.init(PARAMS)),
@@ -620,7 +646,17 @@ MISTAKES = {
             STEP, STEP.init(PARAMS), (X, LABELS), KEY, "loss", epochs=1, batch_size=4
         ),
         TypeError,
-        "EarlyStopping: stop is a str, expected an EarlyStopping, such as",
+        "fit_until: stop is 'loss', expected fnn.EarlyStopping(...)",
+    ),
+    "a patience for a rule of stopping": (
+        lambda: train(stop=5),
+        TypeError,
+        "train: stop is 5, expected fnn.EarlyStopping(...)",
+    ),
+    "a rule for what nothing measures": (
+        lambda: train(stop=fnn.EarlyStopping("val_accuracy")),
+        ValueError,
+        "EarlyStopping: monitor is 'val_accuracy', expected one of grad_norm, learning_rate, loss, nonfinite; names with val_ come",
     ),
     "a list for a grid": (
         lambda: fnn.sweep(lambda key: 1.0, jax.random.split(KEY, 2), [0.1, 0.2]),
@@ -677,6 +713,32 @@ def test_what_is_said(mistake):
         warnings.simplefilter("error")
         with pytest.raises(error, match=re.escape(message)):
             make()
+
+
+def test_a_name_that_no_wing_has_is_an_attribute_error():
+    """With what Python needs to propose another name: its object."""
+    assert not hasattr(fnn, "adm")
+    with pytest.raises(AttributeError, match=r"^module 'fnn' has no attribute 'adm'$") as caught:
+        fnn.adm  # noqa: B018
+    assert (caught.value.name, caught.value.obj) == ("adm", fnn)
+    assert not hasattr(fnn, "lstm_step")
+
+
+@pytest.mark.parametrize("loop", [train, fit, fit_until])
+def test_validate_without_rows_is_told_so(loop):
+    """Only where that is an error: a validate may measure the parameters alone."""
+
+    def reads(ts, rows):
+        return {"loss": jnp.mean(rows[0])}
+
+    with pytest.raises(TypeError, match="not subscriptable") as caught:
+        loop(validate=reads)
+    said = f"{loop.__name__}: validation is None; give validation=, the rows for validate"
+    assert said in caught.value.__notes__
+    with pytest.raises(IndexError) as caught:
+        loop(validate=reads, validation=())
+    assert not any("validation" in note for note in getattr(caught.value, "__notes__", ()))
+    loop(validate=lambda ts, rows: {"norm": jnp.sum(ts.params["layer_0"]["b"])})
 
 
 def test_one_label_out_of_range_in_training_is_reported():

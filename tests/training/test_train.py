@@ -142,9 +142,10 @@ def test_a_second_call_compiles_nothing_and_another_shape_says_so():
     train(**WATCHED)
     assert train(**WATCHED).traces == 0
     fewer = jax.tree.map(lambda a: a[:64], TRAIN)
-    said = r"train: compiles this step once more, for data/0 float32\[64, 4\] .* after data/0 float32\[80, 4\]"
-    with pytest.warns(UserWarning, match=said):
+    said = r"train: this step was compiled before for other shapes \(data/0 float32\[80, 4\], .*\); now for \(data/0 float32\[64, 4\], .*\)\. This is normal if the data changed on purpose"
+    with pytest.warns(UserWarning, match=said) as caught:
         assert train(data=fewer, **WATCHED).traces == 1
+    assert [w.filename for w in caught] == [__file__]
 
 
 def test_one_program_does_for_any_chunk(whole, monkeypatch, tmp_path):
@@ -330,6 +331,12 @@ def similar(rate=0.01, decay=1e-4, clip_norm=1.0, loss=linear_dropout_loss_fn, r
     return fnn.make_train_step(loss, rule(rate), clip_norm=clip_norm)
 
 
+OPTIMIZER = (
+    "with another net, optimizer, learning rate or initial key. Use another folder, delete this"
+    " one, or go on from its state: fnn.checkpoint.load_last"
+)
+
+
 def with_step(step):
     return {"step": step, "ts": step.init(linear_init())}
 
@@ -340,13 +347,14 @@ def with_step(step):
         ({"data": (X[:80] + 1, LABELS[:80])}, ["data or weights"]),
         ({"weights": np.ones(80, np.float32)}, ["data or weights", "step"]),
         ({"validation": (X[81:], LABELS[81:])}, ["validation data"]),
-        ({"batch_size": 20}, ["settings ({'batch_size': 16", "step"]),
-        ({"stop": fnn.EarlyStopping(patience=3)}, ["settings"]),
+        ({"batch_size": 20}, ["settings (batch_size 16, now 20);", "step"]),
+        ({"stop": fnn.EarlyStopping(patience=3)}, ["settings (stop patience never, now 3.0). Use"]),
+        ({"stop": None, "validate": None, "validation": None, "tail": "drop"}, ["settings (tail pad, now drop; stop {", "validation data"]),
         ({"key": jax.random.key(1)}, ["key"]),
         ({"ts": STEP.init(linear_init(jax.random.key(1)))}, ["initial train state"]),
-        (with_step(OTHER), ["initial train state", "step"]),
-        (with_step(similar(rate=0.02)), ["initial train state", "step"]),  # the state holds the rate
-        (with_step(similar(rate=jnp.float32(0.02))), ["initial train state", "step"]),
+        (with_step(OTHER), [OPTIMIZER]),
+        (with_step(similar(rate=0.02)), [OPTIMIZER]),  # the state holds the rate
+        (with_step(similar(rate=jnp.float32(0.02))), [OPTIMIZER]),
         (with_step(similar(decay=0.1)), ["step"]),
         (with_step(similar(clip_norm=2.0)), ["step"]),
         (with_step(similar(loss=lambda p, b, k: 100 * linear_dropout_loss_fn(p, b, k))), ["step"]),
@@ -552,6 +560,39 @@ def test_lines_where_there_is_no_terminal(whole, capsys):
     assert "val_accuracy" in lines[-1]
     train(progress=False, **WATCHED)
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_end_is_said(tmp_path, capsys):
+    """Where it is not the last epoch; epochs are counted from 1, as the bar counts them."""
+
+    def said():
+        return capsys.readouterr().err.splitlines()
+
+    measured = {"validate": lambda ts, data: {"loss": ts.step.astype(float)}, "progress": True}
+    result = train(**measured, stop=fnn.EarlyStopping(patience=2), checkpoint=tmp_path)
+    assert said()[-1] == "train: stopped early at epoch 3; best epoch 1"
+    assert "epochs=3, best=epoch 1 of 3, nonfinite=None" in repr(result)
+    train(**measured, stop=fnn.EarlyStopping(patience=2), checkpoint=tmp_path)
+    assert said() == [
+        f"train: {tmp_path} holds all 3 epochs; nothing is trained",
+        "train: stopped early at epoch 3; best epoch 1",
+    ]
+    nothing = {"validate": lambda ts, data: {"loss": jnp.nan}, "progress": True}
+    result = train(**nothing, stop=fnn.EarlyStopping(patience=1))
+    assert said()[-1] == "train: stopped early at epoch 1"
+    assert "best=none, " in repr(result)
+
+
+def test_the_end_by_the_clock_is_said(tmp_path, capsys):
+    for folder, more in ((None, ""), (tmp_path, "; the same call goes on")):
+        train(max_seconds=0, progress=True, checkpoint=folder)
+        last = capsys.readouterr().err.splitlines()[-1]
+        begin, end = "train: stopped after ", f" s (max_seconds) at epoch 1 of 6{more}"
+        assert last.startswith(begin)
+        assert last.endswith(end)
+        assert float(last.removeprefix(begin).removesuffix(end)) > 0
+    train(progress=True, checkpoint=tmp_path, epochs=1)
+    assert capsys.readouterr().err == f"train: {tmp_path} holds all 1 epochs; nothing is trained\n"
 
 
 def test_a_bar_on_a_terminal(whole, monkeypatch):

@@ -165,6 +165,8 @@ def test_a_run_counts_its_operations_and_its_share_of_the_peak(whole):
     np.testing.assert_allclose(result.flops.per_second, per_second, rtol=1e-9)
     np.testing.assert_allclose(result.flops.utilisation, per_second / 1e9, rtol=1e-9)
     assert json.loads(result.to_json())["flops"]["peak"] == 1e9
+    result = train(peak_flops=np.float32(1e9))
+    assert json.loads(result.to_json())["flops"]["peak"] == 1e9
     assert result.traces == 0  # the step is traced, nothing is compiled
 
 
