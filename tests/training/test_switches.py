@@ -76,7 +76,7 @@ def plain():
     return everything()
 
 
-@pytest.mark.filterwarnings("ignore:train. compiles this step once more")
+@pytest.mark.filterwarnings("ignore:train. this step was compiled before")
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_under(switch, plain):
     with SWITCHES[switch]():
