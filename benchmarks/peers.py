@@ -1,6 +1,6 @@
 """Claim: fnn's one program never takes longer than the best JAX peer takes for the same run, and
-not much more than 1.5 times as long as PyTorch. On 2 CPU cores the best JAX peer takes 2.0 (conv)
-and 1.3 times as long (lstm) as fnn, and fnn takes 1.5 and 1.6 times as long as PyTorch.
+not much more than 1.5 times as long as PyTorch. On 2 CPU cores the best JAX peer takes 2.8 (conv)
+and 1.3 times as long (lstm) as fnn, and fnn takes 1.4 and 1.3 times as long as PyTorch.
 
 conv: 28x28, two 3x3 convolutions (32, 64), each with batch norm, relu and 2x2 max pooling, two
 dense layers (128, 10), batch 128, 31 steps. lstm: vocabulary 65, embedding 64, hidden 128,
