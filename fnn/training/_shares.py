@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 from fnn._base import Data, Params, State, wide
 from fnn.data import rows_of
@@ -28,6 +28,7 @@ from fnn.training._gradient import (
 from fnn.training._state import TrainState
 
 AXIS = "batch"  # of a mesh
+ONE_DEVICE = AbstractMesh((1,), (AXIS,), axis_types=(AxisType.Auto,))
 # Whether a step is traced as for one device, which tells what a run computes and not where.
 as_on_one_device = jax.make_user_context(False)
 
@@ -113,7 +114,7 @@ class Shares:
 
     def _sum(self, of_share: Callable[..., Any], rows: Any, ts: TrainState, *given: Any) -> Any:
         """The sum over all shares of of_share(number, its rows, *given), whole on each device."""
-        mesh = AbstractMesh((1,), (AXIS,)) if as_on_one_device.value else self.mesh
+        mesh = ONE_DEVICE if as_on_one_device.value else self.mesh
         here = self.number // mesh.size  # on each device
         # A loop of known length may be unrolled, and its only round be compiled as another program.
         rounds = jnp.where(ts.step < 0, 0, here)

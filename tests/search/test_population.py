@@ -127,8 +127,9 @@ def test_pieces_are_even_whole_groups_and_at_most_32_of_a_program(runs):
 
 def test_on_an_accelerator_a_piece_is_what_fits_side_by_side(monkeypatch, runs):
     def one(key, x):
-        big = jnp.cos(jnp.outer(jnp.arange(256.0), jnp.arange(256.0)) + x)
-        return (big @ big).sum(0)
+        return jnp.sort(jnp.cos(jnp.arange(65536.0) + x))[
+            ::4096
+        ]  # 0.26 MB, which no compiler saves
 
     xs = np.arange(64.0)
     alone = quiet(one, KEYS[:1], {"x": xs}).values
@@ -142,7 +143,7 @@ def test_on_an_accelerator_a_piece_is_what_fits_side_by_side(monkeypatch, runs):
             )
         found = quiet(one, KEYS[:1], {"x": xs})
         assert runs == expected
-        np.testing.assert_allclose(found.values, alone, rtol=1e-3, atol=1e-2)
+        np.testing.assert_array_equal(found.values, alone)
 
 
 # --- replay ---------------------------------------------------------------------------------------
