@@ -142,7 +142,8 @@ def _summed(leaf: Any) -> Any:
 
 def _as_returned(step: Callable[[Any, Any], Any], carry: Any, xs: Any) -> Any:
     """The carry in the floating dtypes that step(carry, x) returns; an error for other changes."""
-    x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[:1] + x.shape[2:], x.dtype), xs)
+    shapes = jax.eval_shape(lambda xs: xs, xs)  # in the dtypes that JAX takes them in
+    x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[:1] + x.shape[2:], x.dtype), shapes)
     returned = jax.eval_shape(step, carry, x)
     new = returned[0] if isinstance(returned, tuple) and len(returned) == 2 else None
     if new is None or jax.tree.structure(new) != jax.tree.structure(carry):

@@ -232,7 +232,7 @@ def test_a_point_that_was_enqueued_is_run():
 
 
 def test_a_stored_study_goes_on(tmp_path):
-    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
     space = {"x": Range(0.0, 1.0), "hidden": [(4,), (8, 4)], "rule": [fnn.sgd, fnn.adam]}
 
     def run(key, x, hidden, rule):
@@ -247,6 +247,8 @@ def test_a_stored_study_goes_on(tmp_path):
     assert {trial.params["hidden"] for trial in again.trials} <= {"(4,)", "(8, 4)"}
     assert {trial.params["rule"] for trial in again.trials} <= {"sgd", "adam"}
     assert again.trials[4].user_attrs["point"]["hidden"] == again.trials[4].params["hidden"]
+    storage.remove_session()
+    storage.engine.dispose()  # a connection that is left open is a warning of Python 3.13
 
 
 WORKER = """
