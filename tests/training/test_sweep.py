@@ -151,7 +151,7 @@ def squares(key, scale):
     """[256], by way of [256, 256], which no compiler can do without; quick to compile."""
     seed = (jax.random.key_data(key)[-1] % 1000).astype(jnp.float32)
     big = jnp.cos(jnp.outer(jnp.arange(256.0), jnp.arange(256.0)) + seed) * scale
-    return jnp.sort(big).sum(0)
+    return (jnp.sort(big) ** 2).sum(0)
 
 
 @pytest.fixture
