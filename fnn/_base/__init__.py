@@ -3,6 +3,7 @@
 from fnn._base._arrays import as_array, check_fits
 from fnn._base._branch import seldom
 from fnn._base._checks import (
+    NEEDS_VALUES,
     as_count,
     check_at_least_1,
     check_floating,
@@ -36,6 +37,7 @@ from fnn._base._trees import (
     count,
     decayed,
     matching,
+    nested,
     path_matches,
     path_of,
     paths,
@@ -44,6 +46,7 @@ from fnn._base._trees import (
 from fnn._base._types import AnyArray, Data, Metrics, Params, State
 
 __all__ = [
+    "NEEDS_VALUES",
     "AnyArray",
     "Data",
     "Interrupts",
@@ -82,6 +85,7 @@ __all__ = [
     "lock",
     "locked",
     "matching",
+    "nested",
     "next_count",
     "number_of",
     "path_matches",

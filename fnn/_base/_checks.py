@@ -11,6 +11,12 @@ from jax.core import Tracer
 
 from fnn._base._types import AnyArray
 
+NEEDS_VALUES = (  # what JAX raises where a traced function needs a value
+    jax.errors.ConcretizationTypeError,  # also TracerBoolConversionError
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
 
 def number_of(value: Any) -> int | float | None:
     """The Python number that a Python, NumPy or JAX scalar holds; None if it is anything else.

@@ -25,9 +25,9 @@ def kept_with(
     owners = [owner for function in functions for owner in _owners(function)]
     key = (*map(id, owners), *settings)
     if key not in _kept:
-        made = make()
+        made, forget = make(), _kept.pop  # bound here: when Python ends, globals are gone first
         try:
-            _kept[key] = [weakref.ref(o, lambda _: _kept.pop(key, None)) for o in owners], made
+            _kept[key] = [weakref.ref(o, lambda _: forget(key, None)) for o in owners], made
         except TypeError:
             return made
     return _kept[key][1]

@@ -5,7 +5,7 @@ A path is the keys that lead to a leaf, joined by slashes: ``hidden/w``.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,18 @@ def paths(params: Params) -> dict[str, Array]:
             raise ValueError(f"paths: two leaves have the path {path!r}; keys may have no slash")
         found[path] = leaf
     return found
+
+
+def nested(leaves: Mapping[str, Any]) -> Any:
+    """Nested dicts of leaves by path, the inverse of `paths`; the leaf itself if its path is ""."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *outer, last = path.split("/")
+        branch = tree
+        for name in outer:
+            branch = branch.setdefault(name, {})
+        branch[last] = leaf
+    return tree.get("", tree)
 
 
 def path_of(keys: Sequence[Any]) -> str:

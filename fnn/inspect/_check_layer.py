@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from fnn._base import Params, as_count, paths
+from fnn._base import NEEDS_VALUES, Params, as_count, paths
 from fnn.inspect._pairs import WORDS, Pair, compare, fail, is_floating
 
 Init = Callable[..., Params]
@@ -21,11 +21,6 @@ Mode = Literal["forward", "reverse"]
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 ROWS = 5  # seldom another axis's length
 STEP = 1e-6  # of a finite difference
-NEEDS_VALUES = (
-    jax.errors.ConcretizationTypeError,  # also TracerBoolConversionError
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
 
 
 def check_layer(

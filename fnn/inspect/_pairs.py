@@ -34,10 +34,12 @@ WORDS = {
 
 
 def fail(what: str, said: str) -> NoReturn:
+    """The error of a property that does not hold."""
     raise AssertionError(f"check_layer: {what}: {said}")
 
 
 def is_floating(leaf: Any) -> bool:
+    """Whether the array has real numbers of floating point."""
     return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 

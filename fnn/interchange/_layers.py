@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fnn._base import Params, path_matches, paths
+from fnn._base import Params, nested, path_matches, paths
 
 ATTENTION = {"query", "key", "value", "output"}
 BLOCK = {"attention_norm", "attention", "mlp_norm", "mlp"}
@@ -33,7 +33,7 @@ def layers_of(tree: Params, kinds: Mapping[str, str]) -> list[Layer]:
 
     An array that is in no known layer is a layer by itself, of the kind "array".
     """
-    return list(_walk("", _nested(paths(tree)), kinds))
+    return list(_walk("", nested(paths(tree)), kinds))
 
 
 def _walk(path: str, node: Any, kinds: Mapping[str, str]) -> Iterator[Layer]:
@@ -97,19 +97,6 @@ def _cell(inputs: Any, hidden: Any) -> str | None:
 def _axes(node: Any, name: str) -> int | None:
     leaf = node.get(name) if isinstance(node, dict) else None
     return None if leaf is None or isinstance(leaf, dict) else np.ndim(leaf)
-
-
-def _nested(flat: Mapping[str, Any]) -> Any:
-    if set(flat) == {""}:
-        return flat[""]
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *outer, last = path.split("/")
-        branch = tree
-        for name in outer:
-            branch = branch.setdefault(name, {})
-        branch[last] = leaf
-    return tree
 
 
 def _flat(node: Mapping[str, Any]) -> dict[str, Any]:

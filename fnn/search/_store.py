@@ -53,18 +53,6 @@ def order_of_points(program_of: Sequence[int], keys: int) -> np.ndarray:
     return order_of([(numbers + points).ravel() for points in places])
 
 
-def nested(leaves: Mapping[str, Any]) -> Any:
-    """Nested dicts of leaves by path; the leaf itself if its path is ""."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *outer, last = path.split("/")
-        branch = tree
-        for name in outer:
-            branch = branch.setdefault(name, {})
-        branch[last] = leaf
-    return tree.get("", tree)
-
-
 def share_of(part: tuple[int, int], members: int) -> tuple[int, int]:
     """The places in the work from which and up to which a part goes; parts are even."""
     i, n = part

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fnn._base import Interrupts, as_count, counter, paths
+from fnn._base import Interrupts, as_count, counter, nested, paths
 from fnn.search._points import Plan, plan_of
 from fnn.search._population import Population, contiguous
 from fnn.search._programs import (
@@ -31,7 +31,6 @@ from fnn.search._store import (
     Store,
     about_of,
     as_read,
-    nested,
     opened,
     order_of,
     order_of_points,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fnn._base import path_of
+from fnn._base import NEEDS_VALUES, path_of
 
 
 class Program(NamedTuple):
@@ -101,13 +101,6 @@ def check_memory(subject: str, needed: int, devices: Collection[Any]) -> None:
         )
 
 
-_TRACED_ERRORS = (
-    jax.errors.ConcretizationTypeError,  # also TracerBoolConversionError
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
-
-
 def traced(
     name: str,
     argument: str,
@@ -121,7 +114,7 @@ def traced(
         raise TypeError(f"{name}: {argument} is a {type(function).__name__}, expected a function")
     try:
         return function(*given, **named)
-    except _TRACED_ERRORS as error:
+    except NEEDS_VALUES as error:
         raise TypeError(
             f"{name}: {argument} needs values while it is traced: it is part of the program, and"
             f" may use jax.numpy, but not NumPy or scikit-learn, nor if and float(){advice}"
