@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from fnn._base._branch import seldom
 from fnn._base._numerics import safe_divide, wide
@@ -65,18 +66,17 @@ def _norm_by_branch(leaves: list[Array]) -> Array:
     squares = _sum_of_squares(parts)
 
     def again(parts: list[Array], squares: Array) -> Array:
-        scaled = (
-            _sum_of_squares([_scaled(part, exponent) for part in parts]) for exponent in (-1, 1)
-        )
-        return _norm_of(squares, *scaled)
+        sign = jnp.where(squares < 1, 1, -1)
+        exact = _sum_of_squares([_scaled(part, sign) for part in parts])
+        return jnp.sqrt(exact) * _scale(-sign, squares.dtype)
 
     return seldom(~_fits(squares), jnp.sqrt(squares), again, parts, squares)
 
 
 def _norm_of(squares: Array, down: Array, up: Array) -> Array:
     """The root of that sum which neither overflowed nor vanished."""
-    k = jnp.asarray(2.0 ** _exponent(squares.dtype), squares.dtype)
-    scaled = jnp.where(squares < 1, jnp.sqrt(up) / k, jnp.sqrt(down) * k)
+    up, down = jnp.sqrt(up) * _scale(-1, up.dtype), jnp.sqrt(down) * _scale(1, down.dtype)
+    scaled = jnp.where(squares < 1, up, down)
     return jnp.where(_fits(squares), jnp.sqrt(squares), scaled)
 
 
@@ -86,15 +86,16 @@ def _fits(squares: Array) -> Array:
     return (squares < jnp.inf) & (squares > end.smallest_normal / end.eps)
 
 
-def _exponent(dtype: Any) -> int:
-    """k of the scale 2^k: numbers times 2^-k or 2^k have squares that fit."""
-    return jnp.finfo(dtype).maxexp * 5 // 8
+def _scale(sign: ArrayLike, dtype: Any) -> Array:
+    """2^k for a sign of 1, 2^-k for -1: numbers times one of them have squares that fit."""
+    k = jnp.finfo(dtype).maxexp * 5 // 8
+    return jnp.where(sign > 0, jnp.asarray(2.0**k, dtype), jnp.asarray(2.0**-k, dtype))
 
 
-def _scaled(x: Array, sign: int) -> Array:
+def _scaled(x: Array, sign: ArrayLike) -> Array:
     # Clipped, so that XLA does not square numbers and scale apart, as it may if one is a constant.
     end = jnp.finfo(x.dtype).max
-    return jnp.clip(x * jnp.asarray(2.0 ** (sign * _exponent(x.dtype)), x.dtype), -end, end)
+    return jnp.clip(x * _scale(sign, x.dtype), -end, end)
 
 
 def _sum_of_squares(parts: list[Array]) -> Array:
@@ -165,7 +166,7 @@ def leaf_by_leaf(found: Seen, grads: Sequence[Array], params: Sequence[Array]) -
     grads, params = _alike(grads), _alike(params)
     size = sum(leaf.size for leaf in grads)
     squares = [jnp.square(leaf) * size for leaf in grads]
-    gradient, square, parameter = map(_first_not_finite, (grads, squares, params))
+    gradient, square, parameter = _first_not_finite([grads, squares, params])
     return found._replace(gradient=gradient, square=square, parameter=parameter)
 
 
@@ -222,17 +223,24 @@ def _small_and_large(leaves: Sequence[Array]) -> tuple[list[int], list[int]]:
     return small, [i for i in numbers if i not in small]
 
 
-def _first_not_finite(leaves: list[Array]) -> Array:
-    small, large = _small_and_large(leaves)
-    found = [jnp.where(jnp.isfinite(leaves[i]).all(), len(leaves), jnp.int32(i)) for i in large]
+def _first_not_finite(lists: Sequence[Sequence[Array]]) -> Array:
+    """The number of the first leaf of each list that is not finite. The lists have one length."""
+    small, large = _small_and_large(lists[0])
+    none = jnp.int32(len(lists[0]))
+
+    def first(i: int) -> Array:
+        finite = jnp.stack([jnp.isfinite(leaves[i]).all() for leaves in lists])
+        return jnp.where(finite, none, jnp.int32(i))
+
+    found = [jnp.full(len(lists), none), *map(first, large)]
     if small:
-        x = _joined([leaves[i] for i in small])
-        places = jnp.arange(x.size, dtype=jnp.int32)
-        place = jnp.min(jnp.where(jnp.isfinite(x), x.size, places), initial=x.size)
-        ends = np.cumsum([leaves[i].size for i in small], dtype=np.int32)
-        number = jnp.sum(place >= ends, dtype=jnp.int32)
-        found.append(jnp.asarray([*small, len(leaves)], jnp.int32)[number])
-    return jnp.min(jnp.stack(found)) if found else jnp.zeros((), jnp.int32)
+        x = jnp.stack([_joined([leaves[i] for i in small]) for leaves in lists])
+        places = jnp.arange(x.shape[1], dtype=jnp.int32)
+        place = jnp.min(jnp.where(jnp.isfinite(x), x.shape[1], places), axis=1, initial=x.shape[1])
+        ends = np.cumsum([lists[0][i].size for i in small], dtype=np.int32)
+        number = jnp.sum(place[:, None] >= ends, axis=1, dtype=jnp.int32)
+        found.append(jnp.asarray([*small, len(lists[0])], jnp.int32)[number])
+    return functools.reduce(jnp.minimum, found)
 
 
 def _alike(tree: Params) -> list[Array]:

@@ -18,7 +18,7 @@ from fnn.training._gradient import has_no_state
 from fnn.training._layout import after_steps
 from fnn.training._programs import traced
 from fnn.training._rows import Batches, Index, Tail, batches_of
-from fnn.training._scan import scan_in_rows
+from fnn.training._scan import Packed, pack, scan_packed
 from fnn.training._sharding import mesh_of, on_the_same, whole_on
 from fnn.training._state import TrainState, check_train_state
 from fnn.training._step import Step
@@ -73,13 +73,9 @@ def fit(
     batches = batches_of_run("fit", ts, data, key, weights, batch_size, tail)
     given = batches, validation, ts, key
     batches, validation, ts, key = on_the_same(mesh_of(step), given)
-    epoch = epoch_of("fit", step, batches, key, validate, validation)
-
-    def one(ts: TrainState, _: None) -> tuple[TrainState, Metrics]:
-        ts, measured = epoch(ts)
-        return ts, measured.history()
-
-    return lax.scan(one, ts, length=epochs)
+    epoch = _packed_epoch("fit", step, batches, key, validate, validation)
+    packed, (steps, after, _) = lax.scan(lambda ts, _: epoch(ts), pack(ts), length=epochs)
+    return packed.tree(), steps.tree() | after
 
 
 def fit_until(
@@ -166,6 +162,24 @@ def epoch_of(
     validation: Data,
 ) -> Epoch:
     """epoch(ts) -> (ts, what it measured); `name` is the function that messages name."""
+    of_packed = _packed_epoch(name, step, batches, key, validate, validation)
+
+    def epoch(ts: TrainState) -> tuple[TrainState, Measured]:
+        packed, (steps, after, counts) = of_packed(pack(ts))
+        return packed.tree(), Measured(steps.tree(), after, counts)
+
+    return epoch
+
+
+def _packed_epoch(
+    name: str,
+    step: Step,
+    batches: Batches,
+    key: Array,
+    validate: Validate | None,
+    validation: Data,
+) -> Callable[[Packed], tuple[Packed, tuple[Packed, Metrics, Array | None]]]:
+    """`epoch_of`, which leaves ts and the metrics of the steps packed."""
     # The same key goes on with a run, so for jax_debug_key_reuse this use of it is the first.
     shuffle_key, step_key = jax.random.split(jax.random.clone(key))
 
@@ -174,13 +188,15 @@ def epoch_of(
         ts, metrics = step(ts, batch, step_key, mask)
         return ts, _checked(name, "the step's metrics are", metrics)
 
-    def epoch(ts: TrainState) -> tuple[TrainState, Measured]:
-        index = batches.of_epoch(shuffle_key, lax.div(ts.step, jnp.int32(batches.steps)))
-        index = whole_on(mesh_of(step), index)
-        ts, metrics = scan_in_rows(one_step, ts, index)
-        ts, whole = after_steps(step, ts)
+    def epoch(packed: Packed) -> tuple[Packed, tuple[Packed, Metrics, Array | None]]:
+        number = lax.div(packed.tree().step, jnp.int32(batches.steps))
+        index = whole_on(mesh_of(step), batches.of_epoch(shuffle_key, number))
+        packed, metrics = scan_packed(one_step, packed, index)
+        ts, whole = after_steps(step, packed.tree())
+        if ts is not whole:
+            packed = pack(ts)
         after = validated(name, validate, whole, validation)
-        return ts, Measured(metrics, after, batches.counts(index))
+        return packed, (metrics, after, batches.counts(index))
 
     return epoch
 

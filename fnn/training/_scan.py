@@ -1,9 +1,11 @@
-"""A scan over steps whose scalars are one array.
+"""Scalars that travel through a scan as one array.
 
 A train state has half a dozen counters, rates and codes, and a step as many metrics. An array for
 each is a kernel for each, in every step of a run.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -15,35 +17,64 @@ from fnn._base import Metrics
 from fnn.training._rows import Index
 from fnn.training._state import TrainState
 
-
-def scan_in_rows(one: Any, ts: TrainState, index: Index) -> tuple[TrainState, Metrics]:
-    """``lax.scan(one, ts, index)``; scalars of 32 bits travel and are written as one array."""
-    like: Metrics = {}  # filled while the step is traced
-
-    def row_of(carry: Any, index: Index) -> tuple[Any, Any]:
-        ts, metrics = one(_as_it_was(carry, start), index)
-        metrics = {name: jax.tree.map(jnp.asarray, value) for name, value in metrics.items()}
-        like.update(jax.eval_shape(lambda: metrics))
-        return _in_a_row(ts), _in_a_row(metrics)
-
-    start = jax.eval_shape(lambda: ts)
-    carry, rows = lax.scan(row_of, _in_a_row(ts), index)
-    return _as_it_was(carry, start), jax.vmap(lambda row: _as_it_was(row, like))(rows)
+Leaf = tuple[tuple[int, ...], Any]  # shape, dtype
 
 
-def _in_a_row(tree: Any) -> tuple[Array, list[Array]]:
-    """All scalars of 32 bits as one float32 [n], without loss; and the other leaves.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Packed:
+    """A tree whose scalars of 32 bits are one array. `pack` makes it, `tree` undoes it."""
+
+    row: Array  # float32 [..., n]
+    others: list[Array]  # the leaves that are no such scalars
+    leaves: tuple[Leaf, ...] = field(metadata={"static": True})
+    structure: Any = field(metadata={"static": True})
+
+    def tree(self) -> Any:
+        """What was packed, bit for bit. If `Packed` was stacked, its leaves are: [..., shape]."""
+        words = [dtype for shape, dtype in self.leaves if _is_word(shape, dtype)]
+        floats = words.count(jnp.float32)
+        high, low = jnp.split(self.row[..., floats:].astype(jnp.uint32), 2, axis=-1)
+        integers = (high << 16) | low
+        numbers, words, others = iter(range(floats)), iter(range(high.shape[-1])), iter(self.others)
+
+        def next_of(leaf: Leaf) -> Array:
+            if not _is_word(*leaf):
+                return next(others)
+            if leaf[1] == jnp.float32:
+                return self.row[..., next(numbers)]
+            return integers[..., next(words)].astype(leaf[1])
+
+        return self.structure.unflatten(map(next_of, self.leaves))
+
+
+def pack(tree: Any) -> Packed:
+    """The tree with one row of its scalars, without loss.
 
     An integer is two numbers of 16 bits. Its bits as a float would be NaN, or flushed to zero.
     """
-    leaves = jax.tree.leaves(tree)
+    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, tree))
     scalars, others = (
-        [leaf for leaf in leaves if _is_word(leaf) == of_32_bits] for of_32_bits in (True, False)
+        [leaf for leaf in leaves if _is_word(leaf.shape, leaf.dtype) == of_32_bits]
+        for of_32_bits in (True, False)
     )
     floats = [leaf for leaf in scalars if leaf.dtype == jnp.float32]
     words = [leaf.astype(jnp.uint32) for leaf in scalars if leaf.dtype != jnp.float32]
     halves = [word >> 16 for word in words] + [word & 0xFFFF for word in words]
-    return _vector(floats + [half.astype(jnp.float32) for half in halves]), others
+    row = _vector(floats + [half.astype(jnp.float32) for half in halves])
+    return Packed(row, others, tuple((leaf.shape, leaf.dtype) for leaf in leaves), structure)
+
+
+def scan_packed(
+    one: Callable[[TrainState, Index], tuple[TrainState, Metrics]], ts: Packed, index: Index
+) -> tuple[Packed, Packed]:
+    """``lax.scan(one, ts, index)`` -> (ts, metrics), packed all the way."""
+
+    def packed(ts: Packed, index: Index) -> tuple[Packed, Packed]:
+        after, metrics = one(ts.tree(), index)
+        return pack(after), pack(metrics)
+
+    return lax.scan(packed, ts, index)
 
 
 def _vector(numbers: list[Array]) -> Array:
@@ -57,24 +88,5 @@ def _vector(numbers: list[Array]) -> Array:
     return out
 
 
-def _as_it_was(packed: tuple[Array, list[Array]], like: Any) -> Any:
-    """What `_in_a_row` was given, of which `like` has the shapes."""
-    row, leaves = packed[0], iter(packed[1])
-    like_leaves, treedef = jax.tree.flatten(like)
-    floats = sum(_is_word(leaf) and leaf.dtype == jnp.float32 for leaf in like_leaves)
-    high, low = jnp.split(row[floats:].astype(jnp.uint32), 2)
-    numbers, words = (iter(range(n)) for n in (floats, high.size))
-    word = (high << 16) | low
-
-    def next_of(leaf: Any) -> Array:
-        if not _is_word(leaf):
-            return next(leaves)
-        if leaf.dtype == jnp.float32:
-            return row[next(numbers)]
-        return word[next(words)].astype(leaf.dtype)
-
-    return treedef.unflatten(map(next_of, like_leaves))
-
-
-def _is_word(leaf: Any) -> bool:
-    return leaf.shape == () and leaf.dtype in (jnp.float32, jnp.int32, jnp.uint32)
+def _is_word(shape: tuple[int, ...], dtype: Any) -> bool:
+    return shape == () and dtype in (jnp.float32, jnp.int32, jnp.uint32)

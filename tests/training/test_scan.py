@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.training._scan import scan_in_rows
+from fnn.training._scan import pack, scan_packed
 
 
 def test_every_scalar_comes_out_bit_for_bit():
@@ -26,7 +26,8 @@ def test_every_scalar_comes_out_bit_for_bit():
     def one(carry, index):
         return carry, {"n": carry["int"][0], "x": carry["float"][1], "tree": {"a": index}}
 
-    after, metrics = jax.jit(lambda carry: scan_in_rows(one, carry, jnp.arange(2)))(carry)
+    packed = jax.jit(lambda carry: scan_packed(one, pack(carry), jnp.arange(2)))(carry)
+    after, metrics = (each.tree() for each in packed)
     for name, dtype in (("int", np.int32), ("uint", np.uint32), ("float", np.float32)):
         came = np.array(after[name])
         assert came.dtype == dtype
@@ -41,5 +42,5 @@ def test_every_scalar_comes_out_bit_for_bit():
 
 def test_a_hundred_scalars_are_stacked():
     carry: Any = [jnp.float32(i) for i in range(100)]
-    after, _ = scan_in_rows(lambda c, i: ([x + 1 for x in c], {}), carry, jnp.arange(2))
-    np.testing.assert_array_equal(after, np.arange(100) + 2)
+    after, _ = scan_packed(lambda c, i: ([x + 1 for x in c], {}), pack(carry), jnp.arange(2))
+    np.testing.assert_array_equal(after.tree(), np.arange(100) + 2)
