@@ -40,10 +40,16 @@ def wide(x: ArrayLike) -> Array:
     return jnp.asarray(x, wide_dtype(x))
 
 
+@jax.custom_jvp
 def safe_sqrt(x: Array) -> Array:
     """The square root, and 0 where x <= 0; the derivative at 0 is 0 instead of inf."""
-    below = x <= 0  # and not ~(x > 0), which NaN is
-    return jnp.where(below, 0, jnp.sqrt(jnp.where(below, 1, x)))
+    return jnp.sqrt(jnp.maximum(x, 0))
+
+
+@safe_sqrt.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    root = safe_sqrt(*primals)
+    return root, _divide(tangents[0], 2 * root)
 
 
 def abs_square(x: Array) -> Array:
