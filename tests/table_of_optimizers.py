@@ -100,6 +100,93 @@ def nadamw(rate, b1, b2, eps, weight_decay=0.0):
     return step
 
 
+def adadelta(rate, decay, eps):
+    v = d = 0
+
+    def step(p, g):
+        nonlocal v, d
+        v = decay * v + (1 - decay) * g * g
+        u = np.sqrt(d + eps) / np.sqrt(v + eps) * g
+        d = decay * d + (1 - decay) * u * u
+        return p - rate * u
+
+    return step
+
+
+def adamax(rate, b1, b2, eps):
+    m = u = t = 0
+
+    def step(p, g):
+        nonlocal m, u, t
+        t += 1
+        m = b1 * m + (1 - b1) * g
+        u = np.maximum(b2 * u, abs(g) + eps)
+        return p - rate * m / (1 - b1**t) / u
+
+    return step
+
+
+def radam(rate, b1, b2, eps, threshold):
+    m = v = t = 0
+    end = 2 / (1 - b2) - 1
+
+    def step(p, g):
+        nonlocal m, v, t
+        t += 1
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g * g
+        direction = m / (1 - b1**t)
+        rho = end - 2 * t * b2**t / (1 - b2**t)
+        if rho >= threshold:
+            r = (rho - 4) * (rho - 2) * end / ((end - 4) * (end - 2) * rho)
+            direction = direction * np.sqrt(r) / (np.sqrt(v / (1 - b2**t)) + eps)
+        return p - rate * direction
+
+    return step
+
+
+def adabelief(rate, b1, b2, eps, eps_root):
+    m = s = t = 0
+
+    def step(p, g):
+        nonlocal m, s, t
+        t += 1
+        m = b1 * m + (1 - b1) * g
+        s = b2 * s + (1 - b2) * (g - m) ** 2 + eps_root
+        return p - rate * m / (1 - b1**t) / (np.sqrt(s / (1 - b2**t)) + eps)
+
+    return step
+
+
+def lars(rate, weight_decay, decay, trust, eps):
+    v = 0
+
+    def step(p, g):
+        nonlocal v
+        u = g + weight_decay * p
+        lengths = np.linalg.norm(p), np.linalg.norm(u)
+        ratio = trust * lengths[0] / (lengths[1] + eps) if all(lengths) else 1
+        v = decay * v + rate * ratio * u
+        return p - v
+
+    return step
+
+
+def lamb(rate, b1, b2, eps, weight_decay):
+    m = v = t = 0
+
+    def step(p, g):
+        nonlocal m, v, t
+        t += 1
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g * g
+        u = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps) + weight_decay * p
+        lengths = np.linalg.norm(p), np.linalg.norm(u)
+        return p - rate * (lengths[0] / lengths[1] if all(lengths) else 1) * u
+
+    return step
+
+
 def lion(rate, b1, b2, weight_decay):
     m = 0
 
@@ -189,4 +276,10 @@ OPTIMIZERS = [
     Row("schedule_free_sgd", {"b1": 0.9, "weight_decay": 0.01}, schedule_free_sgd),
     Row("schedule_free_adamw", DECAYED, schedule_free_adamw),
     Row("prodigy", DECAYED | {"d0": 1e-2, "d_coef": 1.0}, prodigy),
+    Row("adadelta", {"decay": 0.9, "eps": 1e-6}, adadelta),
+    Row("adamax", ADAM, adamax),
+    Row("radam", ADAM | {"threshold": 5.0}, radam),
+    Row("adabelief", {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 1e-16}, adabelief),
+    Row("lars", {"weight_decay": 0.01, "decay": 0.9, "trust": 1e-3, "eps": 1e-9}, lars),
+    Row("lamb", DECAYED, lamb),
 ]

@@ -1,8 +1,9 @@
 """The norm of a tree, and which of its leaves is not finite.
 
-On a CPU or a TPU the usual case is one pass over joined leaves, and the rest a branch. On a GPU,
-whose host would wait for a branch, all of it is one reduction: there the number of kernels counts.
-Leaves that are split over devices are not joined, see `leaves_apart`.
+On a CPU the usual case is one pass over joined leaves, and the rest a branch. On a TPU the leaves
+are not joined: there the sum of a leaf's squares is part of the product that makes the leaf. On a
+GPU, whose host would wait for a branch, all of it is one reduction: there the number of kernels
+counts. Leaves that are split over devices are not joined, see `leaves_apart`.
 """
 
 import functools
@@ -41,7 +42,11 @@ def global_norm(tree: Params) -> Array:
         return _norm_of(*_together([_reduced(_squares(x), []) for x in groups], 3))
 
     return lax.platform_dependent(
-        leaves, cuda=in_one_pass, rocm=in_one_pass, default=_norm_by_branch
+        leaves,
+        cuda=in_one_pass,
+        rocm=in_one_pass,
+        tpu=_norm_by_leaf,
+        default=_norm_of_joined,
     )
 
 
@@ -59,10 +64,13 @@ def _derivative(norm: Array, tree: Params, moves: Params) -> Array:
     return sum(along, jnp.zeros_like(norm))
 
 
-def _norm_by_branch(leaves: list[Array]) -> Array:
+def _norm_of_joined(leaves: list[Array]) -> Array:
     small, large = _small_and_large(leaves)
-    parts = [_joined([leaves[i] for i in small])] if small else []
-    parts += [leaves[i] for i in large]
+    joined = [_joined([leaves[i] for i in small])] if small else []
+    return _norm_by_leaf(joined + [leaves[i] for i in large])
+
+
+def _norm_by_leaf(parts: list[Array]) -> Array:
     squares = _sum_of_squares(parts)
 
     def again(parts: list[Array], squares: Array) -> Array:
@@ -140,8 +148,8 @@ def seen(grads: Sequence[Array], params: Sequence[Array]) -> Seen:
         norm = _norm_of(squares, down, up)
         return Seen(norm, down <= largest, squares <= end, gradient, square, parameter)
 
-    def norm_alone(grads: list[Array], params: list[Array]) -> Seen:
-        norm = _norm_by_branch(grads)
+    def norm_alone(norm_of: Any, grads: list[Array], params: list[Array]) -> Seen:
+        norm = norm_of(grads)
         fits = jnp.isfinite(jnp.square(norm))
         return Seen(norm, jnp.isfinite(norm), fits, none, none, none)
 
@@ -150,7 +158,12 @@ def seen(grads: Sequence[Array], params: Sequence[Array]) -> Seen:
         yes = jnp.array(True)
         return Seen(jnp.zeros((), jnp.float32), yes, yes, none, none, none)
     return lax.platform_dependent(
-        grads, params, cuda=in_one_pass, rocm=in_one_pass, default=norm_alone
+        grads,
+        params,
+        cuda=in_one_pass,
+        rocm=in_one_pass,
+        tpu=functools.partial(norm_alone, _norm_by_leaf),
+        default=functools.partial(norm_alone, _norm_of_joined),
     )
 
 

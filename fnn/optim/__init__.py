@@ -12,6 +12,7 @@ has the arguments of the papers, PyTorch and Keras.
 
 from fnn.optim import dialects, optax_wrappers, pruning, schedules
 from fnn.optim._adam import adam, adamw, nadam, nadamw
+from fnn.optim._adam_relatives import adabelief, adamax, radam
 from fnn.optim._adaptive import adagrad, rmsprop
 from fnn.optim._averaging import averaged, stochastic_average
 from fnn.optim._cautious import cautious, decay_weights
@@ -25,6 +26,7 @@ from fnn.optim._clipping import (
 from fnn.optim._constraints import max_norm
 from fnn.optim._groups import by_path, freeze, moving
 from fnn.optim._half_precision import keep_precision
+from fnn.optim._layerwise import lamb, lars
 from fnn.optim._lifting import (
     Optimizer,
     Rate,
@@ -36,6 +38,7 @@ from fnn.optim._lifting import (
 from fnn.optim._matrix_rules import adafactor, muon, orthogonalize
 from fnn.optim._mixtures import ademamix
 from fnn.optim._momentum import lion, momentum, nesterov, sgd
+from fnn.optim._own_rates import adadelta, rprop
 from fnn.optim._plateau import reduce_on_plateau
 from fnn.optim._prodigy import prodigy
 from fnn.optim._schedule_free import eval_params, schedule_free_adamw, schedule_free_sgd
@@ -46,9 +49,12 @@ __all__ = [
     "Optimizer",
     "Rate",
     "Schedule",
+    "adabelief",
+    "adadelta",
     "adafactor",
     "adagrad",
     "adam",
+    "adamax",
     "adamw",
     "adaptive_clip",
     "add_weight_decay",
@@ -68,6 +74,8 @@ __all__ = [
     "eval_params",
     "freeze",
     "keep_precision",
+    "lamb",
+    "lars",
     "lift",
     "lion",
     "max_norm",
@@ -81,8 +89,10 @@ __all__ = [
     "orthogonalize",
     "prodigy",
     "pruning",
+    "radam",
     "reduce_on_plateau",
     "rmsprop",
+    "rprop",
     "scale_to_norm",
     "schedule_free_adamw",
     "schedule_free_sgd",

@@ -30,6 +30,8 @@ paper: Dialect = {
     },
     "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
     "amsgrad": {"b1": 0.9, "b2": 0.999, "eps": 0.0, "amsgrad": "raw", "correct": False},
+    "adadelta": {"decay": 0.95, "eps": 1e-6},
+    "adamax": {"b1": 0.9, "b2": 0.999, "eps": 0.0},
 }
 
 optax: Dialect = {
@@ -45,6 +47,12 @@ optax: Dialect = {
     "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-4, "mask": True},
     "nadam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
     "nadamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-4, "mask": True},
+    "adadelta": {"decay": 0.9, "eps": 1e-6},
+    "adamax": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "radam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "threshold": 5.0},
+    "adabelief": {"b1": 0.9, "b2": 0.999, "eps": 1e-16, "eps_root": 1e-16},
+    "lars": {"weight_decay": 0.0, "mask": True, "decay": 0.9, "trust": 1e-3, "eps": 0.0},
+    "lamb": {"b1": 0.9, "b2": 0.999, "eps": 1e-6, "weight_decay": 0.0, "mask": True},
     "lion": {"b1": 0.9, "b2": 0.99, "weight_decay": 1e-3, "mask": True},
     "adafactor": {"decay": 0.8, "eps": 1e-30, "clip": 1.0},
     "muon": {"decay": 0.95, "correct": True, "eps": 1e-8, "weight_decay": 0.0},
@@ -101,6 +109,10 @@ torch: Dialect = {
         "mask": True,
         "momentum_decay": 4e-3,
     },
+    "adadelta": {"decay": 0.9, "eps": 1e-6},
+    "adamax": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "radam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_hat": True},
+    "rprop": {"shrink": 0.5, "grow": 1.2, "smallest": 1e-6, "largest": 50.0},
     "muon": {"decay": 0.95, "weight_decay": 0.1},
 }
 
@@ -123,6 +135,9 @@ keras: Dialect = {
         "mask": True,
     },
     "nadam": {"b1": 0.9, "b2": 0.999, "eps": 1e-7, "momentum_decay": 1.0},
+    "adadelta": {"decay": 0.95, "eps": 1e-7},
+    "adamax": {"b1": 0.9, "b2": 0.999, "eps": 1e-7, "eps_inside": False},
+    "lamb": {"b1": 0.9, "b2": 0.999, "eps": 1e-7},
     "lion": {"b1": 0.9, "b2": 0.99, "weight_decay": 0.0, "mask": True},
     "muon": {"decay": 0.95, "accumulate": True, "eps": 1e-7, "scale": 0.2, "weight_decay": 4e-3},
 }

@@ -109,6 +109,75 @@ def nadamw(
     return optax.nadamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
 
 
+def adamax(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+) -> optax.GradientTransformation:
+    """``optax.adamax``."""
+    return optax.adamax(learning_rate, b1, b2, eps)
+
+
+def radam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    threshold: ArrayLike = 5.0,
+) -> optax.GradientTransformation:
+    """``optax.radam``."""
+    return optax.radam(learning_rate, b1, b2, eps, threshold=threshold)
+
+
+def adabelief(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-16,
+    *,
+    eps_root: ArrayLike = 1e-16,
+) -> optax.GradientTransformation:
+    """``optax.adabelief``."""
+    return optax.adabelief(learning_rate, b1, b2, eps, eps_root)
+
+
+def adadelta(
+    learning_rate: optax.ScalarOrSchedule = 1.0, decay: ArrayLike = 0.9, eps: ArrayLike = 1e-6
+) -> optax.GradientTransformation:
+    """``optax.adadelta``."""
+    return optax.adadelta(learning_rate, decay, eps)
+
+
+def lars(
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Any = None,
+    *,
+    decay: ArrayLike = 0.9,
+    trust: ArrayLike = 1e-3,
+    eps: ArrayLike = 0.0,
+    nesterov: bool = False,
+) -> optax.GradientTransformation:
+    """``optax.lars``; a mask of None is `fnn.params.decayed`, as in ``fnn.optim.lars``."""
+    mask = decayed if mask is None else mask
+    options: dict[str, Any] = {"momentum": decay, "nesterov": nesterov}
+    return optax.lars(learning_rate, weight_decay, mask, trust, eps, **options)
+
+
+def lamb(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-6,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Any = None,
+) -> optax.GradientTransformation:
+    """``optax.lamb``; a mask of None is `fnn.params.decayed`, as in ``fnn.optim.lamb``."""
+    mask = decayed if mask is None else mask
+    return optax.lamb(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
+
+
 def lion(
     learning_rate: optax.ScalarOrSchedule,
     b1: ArrayLike = 0.9,

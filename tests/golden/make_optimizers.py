@@ -36,6 +36,10 @@ RULES = {
         "amsgrad": ("Adam", {"amsgrad": True}),
         "adamw": ("AdamW", {"weight_decay": 0.01}),
         "nadam": ("NAdam", {"betas": (0.9, 0.999), "eps": 1e-8, "momentum_decay": 4e-3}),
+        "adadelta": ("Adadelta", {"rho": 0.9, "eps": 1e-6}),
+        "adamax": ("Adamax", {"betas": (0.9, 0.999), "eps": 1e-8}),
+        "radam": ("RAdam", {"betas": (0.9, 0.999), "eps": 1e-8}),
+        "rprop": ("Rprop", {"etas": (0.5, 1.2), "step_sizes": (1e-6, 50)}),
         # On a 3 x 4 matrix. The defaults: weight_decay=0.1, momentum=0.95, nesterov=True,
         # ns_coefficients=(3.4445, -4.775, 2.0315), eps=1e-7, ns_steps=5, adjust_lr_fn=None (so
         # rate * sqrt(max(1, rows / columns))). It orthogonalizes in bfloat16, whatever the dtype.
@@ -54,6 +58,9 @@ RULES = {
         "adamw": ("AdamW", {"epsilon": 1e-7, "weight_decay": 0.01}),
         "nadam": ("Nadam", {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}),
         "lion": ("Lion", {"beta_1": 0.9, "beta_2": 0.99}),
+        "adadelta": ("Adadelta", {"rho": 0.95, "epsilon": 1e-7}),
+        "adamax": ("Adamax", {"epsilon": 1e-7}),
+        "lamb": ("Lamb", {"epsilon": 1e-7}),
         # On a 3 x 4 matrix [in, out]. The defaults: momentum=0.95, nesterov=True, ns_steps=5,
         # weight_decay=0.004, rms_rate=0.2.
         "muon": ("Muon", {}),
