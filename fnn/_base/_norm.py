@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
 
 from fnn._base._branch import seldom
 from fnn._base._numerics import safe_divide, wide
@@ -94,13 +93,13 @@ def _fits(squares: Array) -> Array:
     return (squares < jnp.inf) & (squares > end.smallest_normal / end.eps)
 
 
-def _scale(sign: ArrayLike, dtype: Any) -> Array:
+def _scale(sign: Array | int, dtype: Any) -> Array:
     """2^k for a sign of 1, 2^-k for -1: numbers times one of them have squares that fit."""
     k = jnp.finfo(dtype).maxexp * 5 // 8
     return jnp.where(sign > 0, jnp.asarray(2.0**k, dtype), jnp.asarray(2.0**-k, dtype))
 
 
-def _scaled(x: Array, sign: ArrayLike) -> Array:
+def _scaled(x: Array, sign: Array | int) -> Array:
     # Clipped, so that XLA does not square numbers and scale apart, as it may if one is a constant.
     end = jnp.finfo(x.dtype).max
     return jnp.clip(x * _scale(sign, x.dtype), -end, end)

@@ -104,7 +104,7 @@ def radam(
 
     - `eps_hat`: eps is added before nu is corrected, as in PyTorch and the authors' code.
 
-    rho is exact to float32's last digits; Optax's is off by up to 0.05 at b2 = 0.999. Memory: two
+    rho is exact to float32's last digits; Optax's is off by up to 0.04 at b2 = 0.999. Memory: two
     arrays a parameter.
     """
     check_decays("radam", b1=b1, b2=b2)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import fnn
 from fnn.optim import bias_correction
+from fnn.optim._adam_relatives import _length_of_average
 from tests.optimizer_paths import (
     GRADS,
     PARAMS,
@@ -99,6 +100,22 @@ def test_bias_correction_is_exact_in_float32():
         np.testing.assert_allclose(ours, exact, rtol=1e-6)
     # The plain formula starts from a number that is this far off.
     assert abs(float(1 - jnp.float32(0.999)) / 0.001 - 1) > 1e-5
+
+
+def test_the_number_of_averaged_gradients_is_exact_in_float32():
+    """Of radam. The plain formula is a difference of numbers about 2 / (1 - b)."""
+    t = np.unique(np.geomspace(1, 1e6, 50).astype(int))
+
+    def exact(b):
+        power = np.exp(t * np.log(np.float64(b)))
+        return 2 / (1 - np.float64(b)) - 1 + 2 * t * power / np.expm1(t * np.log(np.float64(b)))
+
+    for b in (0.9, 0.99, 0.999, 0.9999, 0.5):
+        ours = _length_of_average(b, jnp.asarray(t, jnp.float32))
+        np.testing.assert_allclose(ours, exact(b), rtol=1e-6)
+        traced = jax.jit(_length_of_average)(jnp.float32(b), jnp.asarray(t, jnp.float32))
+        np.testing.assert_allclose(traced, exact(np.float32(b)), rtol=3e-6)
+    assert _length_of_average(0.0, jnp.float32(3)) == 1
 
 
 # --- Optax's interface --------------------------------------------------------------------------
