@@ -250,7 +250,7 @@ def _first_not_finite(lists: Sequence[Sequence[Array]]) -> Array:
         places = jnp.arange(x.shape[1], dtype=jnp.int32)
         place = jnp.min(jnp.where(jnp.isfinite(x), x.shape[1], places), axis=1, initial=x.shape[1])
         ends = np.cumsum([lists[0][i].size for i in small], dtype=np.int32)
-        number = jnp.sum(place[:, None] >= ends, axis=1, dtype=jnp.int32)
+        number = jnp.sum(place[:, None] >= ends[None], axis=1, dtype=jnp.int32)
         found.append(jnp.asarray([*small, len(lists[0])], jnp.int32)[number])
     return functools.reduce(jnp.minimum, found)
 

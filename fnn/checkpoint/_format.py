@@ -79,7 +79,12 @@ def spec(path: str, leaf: Any) -> Leaf:
         impl = _impl(leaf)
         return {"dtype": f"key<{impl}>", "shape": list(leaf.shape), "impl": impl}
     dtype = getattr(leaf, "dtype", None)
-    if dtype is None or not any(jnp.issubdtype(dtype, t) for t in (np.number, np.bool_)):
+    timed = getattr(dtype, "kind", "") == "m"  # a timedelta, which NumPy counts as an integer
+    if (
+        dtype is None
+        or timed
+        or not any(jnp.issubdtype(dtype, kind) for kind in (np.number, np.bool_))
+    ):
         came = type(leaf).__name__ if dtype is None else f"an array of {dtype}"
         raise TypeError(f"checkpoint: {path or 'the tree'} is {came}, expected numbers or keys")
     if isinstance(leaf, np.ma.MaskedArray):
@@ -239,10 +244,15 @@ def check(
     others = [
         f"other {name}: the file has {entries[name]!r}, expected {value!r}"
         for name, value in (expect or {}).items()
-        if json.dumps(entries[name], sort_keys=True) != json.dumps(value, sort_keys=True)
+        if _json(entries[name]) != _json(value)
     ]
     leaves = [] if wanted is None else differences(header["leaves"], wanted)
     refuse(path, [*leaves, *others])
+
+
+def _json(value: Any) -> str:
+    """The value as text, of which equal values have the same; keys that are numbers are text."""
+    return json.dumps(json.loads(json.dumps(value, default=_plain)), sort_keys=True)
 
 
 def differences(found: Mapping[str, Leaf], wanted: Mapping[str, Any]) -> list[str]:
@@ -281,9 +291,12 @@ def _nested(path: str | Path, leaves: Mapping[str, Leaf], arrays: Mapping[str, A
 
 
 def _like(leaf: Leaf, data: np.ndarray) -> Any:
-    """What `place` makes a Python number or a JAX array; NumPy's, if JAX would round it."""
+    """What `place` makes a Python number or a JAX array; NumPy's, if JAX would round or refuse."""
     python = {"int": 0, "float": 0.0, "complex": 0j}.get(leaf["dtype"])
-    rounded = "impl" not in leaf and jax.dtypes.canonicalize_dtype(data.dtype) != data.dtype
+    longer = data.dtype.name in ("float96", "float128", "complex192", "complex256")
+    rounded = "impl" not in leaf and (
+        longer or jax.dtypes.canonicalize_dtype(data.dtype) != data.dtype
+    )
     return data if python is None and rounded else python
 
 
@@ -372,7 +385,7 @@ def _verify(path: str | Path, head: bytes, rest: Iterable[Buffer], others: bool)
 
 def _plain(value: Any) -> Any:
     """A number of NumPy's in `extra` as Python's, which JSON can hold."""
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):
         return value.item()
     raise TypeError(
         f"checkpoint: extra holds a {type(value).__name__}, expected what JSON can hold"

@@ -12,7 +12,7 @@ from jax import Array
 from fnn import optim
 from fnn._base import Params
 from fnn.compare._plan import Plan
-from fnn.compare._rules import Rule
+from fnn.compare._rule import Rule
 from fnn.compare._run import as_float32, at_point
 from fnn.optim import Optimizer
 

@@ -42,14 +42,15 @@ import jax
 import numpy as np
 
 from fnn.compare import _statistics as statistics
+from fnn.compare._intervals import two_level_interval
 from fnn.compare._plan import Plan
-from fnn.compare._problem import WHO
 from fnn.compare._protocol import Result
-from fnn.compare._rules import Rule, contained
+from fnn.compare._reading import Document
+from fnn.compare._rule import Rule, contained
 from fnn.compare._tuning import edge
+from fnn.compare._words import WHO
 from fnn.data import rows_of
 
-Document = dict[str, Any]
 SCHEMA, VERSION = "fnn.compare", 2
 FIELDS = "command", "versions", "device", "settings", "problem", "rule_for_better", "rules"
 LIBRARIES = ("fnn", "jax", "jaxlib", "optax", "numpy")
@@ -59,50 +60,51 @@ def document_of(
     plan: Plan, results: Sequence[Result], *, command: str, interrupted: bool = False
 ) -> Document:
     """The document of what is done, without `findings`, which are read from it."""
-    device, problem = jax.devices()[0], plan.problem
-    rows = [None if part is None else rows_of(WHO, part) for part in plan.parts]
+    better = plan.problem.better
     scores = {result.rule.name: result.final["test_rows"] for result in results}
+    compared = statistics.compare_all(scores, better) if scores else []
+    inner = {r.rule.name: contained(r.rule, plan.axes[r.rule.name]) for r in results}
+    worst = _worst(plan, results)
     document = {
         "schema": SCHEMA,
         "version": VERSION,
         "command": command,
         "versions": {name: metadata.version(name) for name in LIBRARIES}
         | {"python": platform.python_version()},
-        "device": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": jax.device_count(),
-        },
+        "device": _device(),
         "settings": settings_of(plan),
-        "problem": {
-            "name": problem.name,
-            "about": problem.about,
-            "score": problem.score,
-            "better": problem.better,
-            "unit": "%" if problem.score == "accuracy" else "",
-            "fingerprint": plan.fingerprint,
-            "rows": None if None in rows else rows,
-            "steps": plan.steps,
-            "optimum": problem.optimum,
-        },
+        "problem": _problem(plan),
         "rule_for_better": statistics.RULE_FOR_BETTER,
-        "rules": [_rule(plan, result, _worst(plan, results)) for result in results],
-        "comparisons": [
-            c._asdict() for c in (statistics.compare_all(scores, problem.better) if scores else [])
-        ],
+        "rules": [_rule(plan, result, worst) for result in results],
+        "comparisons": [c._asdict() for c in compared],
         "noise_floor": _noise_floor(results),
-        "inclusion": [
-            i._asdict()
-            for i in statistics.inclusion(
-                {r.rule.name: contained(r.rule, plan.axes[r.rule.name]) for r in results},
-                scores,
-                problem.better,
-            )
-        ],
+        "inclusion": [i._asdict() for i in statistics.inclusion(inner, scores, better)],
         "findings": [],
         "interrupted": interrupted,
     }
     return plain(document)
+
+
+def _device() -> dict[str, Any]:
+    device = jax.devices()[0]
+    kind = device.device_kind
+    return {"platform": device.platform, "kind": kind, "count": jax.device_count()}
+
+
+def _problem(plan: Plan) -> dict[str, Any]:
+    problem = plan.problem
+    rows = [None if part is None else rows_of(WHO, part) for part in plan.parts]
+    return {
+        "name": problem.name,
+        "about": problem.about,
+        "score": problem.score,
+        "better": problem.better,
+        "unit": "%" if problem.score == "accuracy" else "",
+        "fingerprint": plan.fingerprint,
+        "rows": None if None in rows else rows,
+        "steps": plan.steps,
+        "optimum": problem.optimum,
+    }
 
 
 def settings_of(plan: Plan) -> dict[str, Any]:
@@ -153,60 +155,71 @@ def _of_trials(plan: Plan, result: Result) -> np.ndarray:
 
 
 def _rule(plan: Plan, result: Result, worst: float | None) -> dict[str, Any]:
-    rule, better = result.rule, plan.problem.better
-    points = plan.points[rule.name]
-    shape = plan.trials, plan.trial_seeds
-    search = {
-        name: result.search[name].reshape(shape) for name in ("valid", "valid_loss", "skipped")
-    }
-    digests = _digests(result.search["digest"])
-    seeds = plan.trial_seeds
-    final, twin = result.final, result.twin
-    per_epoch = plan.steps // plan.epochs
-    trials = _of_trials(plan, result)
-    if not np.isfinite(trials).any():
-        worst = None  # a rule that always diverges has no best
-    edges = edge(plan.axes[rule.name], points[result.best], plan.how)
-    steps: Any = None
-    if plan.target is not None:
-        curves = final["valid_by_epoch"]
-        steps = statistics.steps_to_target(curves, plan.target, better, per_epoch)
+    rule, best, twin = result.rule, result.best, result.twin
+    trials, better = _of_trials(plan, result), plan.problem.better
+    finite = np.isfinite(trials)
+    worst = worst if finite.any() else None  # a rule that always diverges has no best
+    edges = edge(plan.axes[rule.name], plan.points[rule.name][best], plan.how)
     return {
         "name": rule.name,
         "formula": rule.formula,
         "by": rule.by,
         "twin": None if twin is None else rule.twin_name,
-        "trials": [
-            {"point": point}
-            | {name: values[i] for name, values in search.items()}
-            | {"digest": digests[i * seeds : (i + 1) * seeds]}
-            for i, point in enumerate(points)
-        ],
-        "best": result.best,
-        "edges": edges if np.isfinite(trials[result.best]) else [],
-        "final": {"point": points[result.best], "seeds": list(range(plan.seeds))}
-        | _scores(final)
-        | {
-            "valid": final["valid"],
-            "test_loss": final["test_loss"],
-            "loss_by_epoch": final["loss_by_epoch"],
-            "valid_by_epoch": final["valid_by_epoch"],
-            "skipped": final["skipped"],
-            "digest": _digests(final["digest"]),
-        },
+        "trials": _trials(plan, result),
+        "best": best,
+        "edges": edges if finite[best] else [],
+        "final": _final(plan, result),
         "twin_final": None if twin is None else _twin(twin, result.updates, rule.same_below),
         "one_bit": {"test": _means(result.one_bit)},
-        "expected_best": statistics.expected_best_after(trials, better, worst=worst),
-        "steps_to_target": steps,
-        "cost": {name: result.search[name].sum() + final[name].sum() for name in ("run_seconds",)}
-        | {"compile_seconds": max(p["compile_seconds"].max() for p in (result.search, final))}
-        | (result.cost or {}),
+        "expected_best": statistics.expected_best_after(trials, better, worst),
+        "steps_to_target": _steps(plan, result.final),
+        "cost": _cost(result),
     }
 
 
+def _trials(plan: Plan, result: Result) -> list[dict[str, Any]]:
+    shape = plan.trials, plan.trial_seeds
+    names = "valid", "valid_loss", "skipped"
+    search = {name: result.search[name].reshape(shape) for name in names}
+    digests = np.reshape(_digests(result.search["digest"]), shape)
+    return [
+        {"point": point}
+        | {name: values[i] for name, values in search.items()}
+        | {"digest": digests[i].tolist()}
+        for i, point in enumerate(plan.points[result.rule.name])
+    ]
+
+
+def _final(plan: Plan, result: Result) -> dict[str, Any]:
+    point, final = plan.points[result.rule.name][result.best], result.final
+    names = "valid", "test_loss", "loss_by_epoch", "valid_by_epoch", "skipped"
+    return (
+        {"point": point, "seeds": list(range(plan.seeds))}
+        | _scores(final)
+        | {name: final[name] for name in names}
+        | {"digest": _digests(final["digest"])}
+    )
+
+
+def _steps(plan: Plan, final: Mapping[str, Any]) -> np.ndarray | None:
+    """Of each seed, the steps to the target."""
+    if plan.target is None:
+        return None
+    a_point = plan.steps // plan.epochs
+    curves = final["valid_by_epoch"]
+    return statistics.steps_to_target(curves, plan.target, plan.problem.better, a_point)
+
+
+def _cost(result: Result) -> dict[str, float]:
+    pieces = result.search, result.final
+    return {
+        "run_seconds": sum(piece["run_seconds"].sum() for piece in pieces),
+        "compile_seconds": max(piece["compile_seconds"].max() for piece in pieces),
+    } | (result.cost or {})
+
+
 def _scores(piece: Mapping[str, Any]) -> dict[str, Any]:
-    mean, low, high = statistics.two_level_interval(piece["test_rows"])
-    return {"test": _means(piece), "mean": mean, "low": low, "high": high}
+    return {"test": _means(piece)} | two_level_interval(piece["test_rows"])._asdict()
 
 
 def _twin(twin: Mapping[str, Any], updates: float | None, same: float) -> dict[str, Any]:
@@ -229,9 +242,8 @@ def _digests(digests: np.ndarray) -> list[str]:
 
 
 def _noise_floor(results: Sequence[Result]) -> dict[str, float]:
-    own = {r.rule.name: _means(r.final) for r in results}
-    twins = [(own[r.rule.name], _means(r.twin)) for r in results if r.twin is not None]
-    one_bit = [(own[r.rule.name], _means(r.one_bit)) for r in results]
+    twins = [(_means(r.final), _means(r.twin)) for r in results if r.twin is not None]
+    one_bit = [(_means(r.final), _means(r.one_bit)) for r in results]
     return {
         "twins": statistics.noise_floor(twins),
         "one_bit": statistics.noise_floor(one_bit),
@@ -250,8 +262,8 @@ def plain(value: Any) -> Any:
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, np.ndarray):
         short = value.dtype == np.float32
-        numbers = [float(str(x)) for x in value.ravel()] if short else value.ravel().tolist()
-        return _nested(plain(numbers), value.shape)
+        numbers = plain([float(str(x)) for x in value.ravel()] if short else value.ravel().tolist())
+        return np.array(numbers, object).reshape(value.shape).tolist()
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, np.generic):
@@ -259,15 +271,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
-
-
-def _nested(flat: list[Any], shape: Sequence[int]) -> Any:
-    if not shape:
-        return flat[0]
-    if len(shape) == 1:
-        return flat
-    size = len(flat) // max(1, shape[0])
-    return [_nested(flat[i * size : (i + 1) * size], shape[1:]) for i in range(shape[0])]
 
 
 def as_json(document: Document) -> bytes:

@@ -9,10 +9,12 @@ import jax
 import numpy as np
 
 from fnn._base import as_count, number_of
-from fnn.compare._member import STEPS, Order, steps_of
-from fnn.compare._problem import WHO, Parts, Problem, fingerprint
-from fnn.compare._problems import digits_problem, problem_of
-from fnn.compare._rules import Make, Rule, check_rule, rules_of
+from fnn.compare._member import Order, steps_of
+from fnn.compare._problem import Parts, Problem, fingerprint
+from fnn.compare._problems import problem_of
+from fnn.compare._problems_digits import digits_problem
+from fnn.compare._rule import Make, Rule, check_rule
+from fnn.compare._rules import rules_of
 from fnn.compare._tuning import (
     RESERVED,
     Axis,
@@ -23,6 +25,8 @@ from fnn.compare._tuning import (
     parse_axis,
     points,
 )
+from fnn.compare._words import WHO
+from fnn.data import rows_of
 
 # As many as a first comparison has time for: 90 s on two cores, compiling included.
 DEFAULT = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
@@ -32,20 +36,9 @@ SOBOL_TRIALS = 16
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a comparison. Settings that cannot be run raise a one-line error.
+    """The settings of a comparison, as `compare_optimizers` and the command take them.
 
-    - `rules`: names of rules, files (``my_rule.py``), ``module:name``, or functions
-      ``(learning_rate, **hyperparameters) -> optimizer``; or {name: function}.
-    - `problem`: a name, a file, or a `Problem`.
-    - `tune`: axes, as ``learning_rate=0.001..1:log`` or ``b2=0.9,0.99,0.999``; with a rule's name
-      before it, ``adam.b2=0.9,0.99``, for that rule only. The learning rate is always tuned, by
-      default over the rates of the problem.
-    - `how`: "grid" or "sobol"; by default "sobol" if an axis is a range. `trials`: how many points
-      each rule gets; by default all points of a grid, and 16 of Sobol's.
-    - `trial_seeds`: runs at each point; `seeds`: fresh runs at the chosen point.
-    - `order` of the batches: "new" in each epoch, or the "same".
-    - `epochs`, `batch_size`, `target`: by default the problem's.
-    - `hidden`: sizes of the hidden layers of the problem digits.
+    `hidden` are sizes of the hidden layers of the problem digits. `plan_of` checks all of them.
     """
 
     rules: Sequence[str | Make | Rule] | Mapping[str, Make] = DEFAULT
@@ -110,16 +103,11 @@ class Plan:
     def marks(self) -> dict[str, Any]:
         """What pieces of one comparison have in common, whatever its rules."""
         device = jax.devices()[0]
+        names = "how", "trials", "trial_seeds", "seeds", "epochs", "batch_size", "order"
         return {
             "problem": self.problem.name,
             "tune": list(self.tune),
-            "how": self.how,
-            "trials": self.trials,
-            "trial_seeds": self.trial_seeds,
-            "seeds": self.seeds,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "order": self.order,
+            **{name: getattr(self, name) for name in names},
             "fingerprint": self.fingerprint,
             "jax": jax.__version__,
             "device": f"{device.platform} {device.device_kind}",
@@ -131,33 +119,13 @@ def plan_of(settings: Settings) -> Plan:
     rules = rules_of(settings.rules)
     for name in ("trial_seeds", "seeds"):
         as_count(WHO, name, getattr(settings, name))
-    problem = settings.problem
-    source = problem.name if isinstance(problem, Problem) else problem
-    problem = problem if isinstance(problem, Problem) else problem_of(problem)
-    hidden = None
-    if settings.hidden is not None:
-        if source != "digits":
-            raise ValueError(f"{WHO}: hidden sizes came with the problem {source}, expected digits")
-        hidden = tuple(as_count(WHO, "a size in hidden", size) for size in settings.hidden)
-        problem = digits_problem(hidden)
+    problem, source, hidden = _problem_of(settings)
     if settings.order not in ("new", "same"):
         raise ValueError(f"{WHO}: order is {settings.order!r}, expected 'new' or 'same'")
     if settings.how not in ("grid", "sobol", None):
         raise ValueError(f"{WHO}: how is {settings.how!r}, expected 'grid' or 'sobol'")
-    target = problem.target if settings.target is None else settings.target
-    if target is not None and (number_of(target) is None or not np.isfinite(target)):
-        raise ValueError(f"{WHO}: target is {target!r}, expected a number")
-    budget = [
-        as_count(WHO, name, getattr(problem if given is None else settings, name))
-        for name, given in (("epochs", settings.epochs), ("batch_size", settings.batch_size))
-    ]
-    epochs, batch_size = budget
-    train = problem.data().train
-    rows = STEPS if train is None else len(jax.tree.leaves(train)[0])
-    if train is not None and batch_size > rows:
-        raise ValueError(f"{WHO}: batch_size {batch_size} exceeds the {rows} training rows")
-    texts = tuple(part for text in settings.tune for part in text.split())
-    axes, how = _axes_of(texts, rules, problem, settings.how)
+    target, (epochs, batch_size) = _target_of(settings, problem), _budget_of(settings, problem)
+    axes, how = _axes_of(settings, rules, problem)
     plan = Plan(
         problem,
         rules,
@@ -181,22 +149,44 @@ def plan_of(settings: Settings) -> Plan:
     return plan
 
 
+def _problem_of(settings: Settings) -> tuple[Problem, str, tuple[int, ...] | None]:
+    """The problem, what it is called on the command line, and the sizes that came for it."""
+    given = settings.problem
+    problem = given if isinstance(given, Problem) else problem_of(given)
+    source = given.name if isinstance(given, Problem) else given
+    if settings.hidden is None:
+        return problem, source, None
+    if source != "digits":
+        raise ValueError(f"{WHO}: hidden sizes came with the problem {source}, expected digits")
+    hidden = tuple(as_count(WHO, "a size in hidden", size) for size in settings.hidden)
+    return digits_problem(hidden), source, hidden
+
+
+def _target_of(settings: Settings, problem: Problem) -> float | None:
+    target = problem.target if settings.target is None else settings.target
+    if target is not None and (number_of(target) is None or not np.isfinite(target)):
+        raise ValueError(f"{WHO}: target is {target!r}, expected a number")
+    return target
+
+
+def _budget_of(settings: Settings, problem: Problem) -> tuple[int, int]:
+    """Epochs and batch size."""
+    epochs = problem.epochs if settings.epochs is None else settings.epochs
+    batch_size = problem.batch_size if settings.batch_size is None else settings.batch_size
+    epochs, batch_size = as_count(WHO, "epochs", epochs), as_count(WHO, "batch_size", batch_size)
+    train = problem.data().train
+    if train is not None and batch_size > (rows := rows_of(WHO, train)):
+        raise ValueError(f"{WHO}: batch_size {batch_size} exceeds the {rows} training rows")
+    return epochs, batch_size
+
+
 def _axes_of(
-    texts: Sequence[str], rules: Sequence[Rule], problem: Problem, how: How | None
+    settings: Settings, rules: Sequence[Rule], problem: Problem
 ) -> tuple[dict[str, tuple[Axis, ...]], How]:
     """The axes of each rule, the learning rate first unless it is tuned by name."""
-    names = {rule.name for rule in rules}
-    given: list[tuple[str, Axis]] = []  # ("" for every rule, axis)
-    for text in texts:
-        owner, dot, _ = text.partition("=")[0].rpartition(".")
-        if dot and owner not in names:
-            raise ValueError(
-                f"{WHO}: --tune {text}: {owner!r} is no rule of this comparison, expected one of:"
-                f" {', '.join(rule.name for rule in rules)}"
-            )
-        given.append((owner, parse_axis(text[len(owner) + len(dot) :])))
-    if how is None:
-        how = "sobol" if any(not axis.values for _, axis in given) else "grid"
+    given = [_owned(part, rules) for text in settings.tune for part in text.split()]
+    ranges = any(not axis.values for _, axis in given)
+    how = settings.how or ("sobol" if ranges else "grid")
     rates = problem.rates
     default = Axis("learning_rate", values=tuple(rates))
     if how == "sobol" and len(rates) > 1:
@@ -211,6 +201,18 @@ def _axes_of(
             own.insert(0, default)
         axes[rule.name] = tuple(own)
     return axes, how
+
+
+def _owned(text: str, rules: Sequence[Rule]) -> tuple[str, Axis]:
+    """``adam.b2=0.9,0.99`` -> "adam", axis; without a rule's name "", axis."""
+    owner, dot, _ = text.partition("=")[0].rpartition(".")
+    names = [rule.name for rule in rules]
+    if dot and owner not in names:
+        raise ValueError(
+            f"{WHO}: --tune {text}: {owner!r} is no rule of this comparison, expected one of:"
+            f" {', '.join(names)}"
+        )
+    return owner, parse_axis(text[len(owner) + len(dot) :])
 
 
 def _check_taken(axes: Sequence[Axis], rule: Rule, rules: Sequence[Rule]) -> None:

@@ -19,10 +19,10 @@ from jax import Array
 
 from fnn._base import Data, Params, as_count, number_of
 from fnn.checkpoint import fingerprint as fingerprint_of
+from fnn.compare._words import WHO, said_by
 from fnn.data import rows_of
 from fnn.training import Tail
 
-WHO = "fnn compare"  # in messages
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 NEEDED = ("data", "init", "loss")  # what a user's file must define
 
@@ -127,12 +127,6 @@ def module_from(path: Path) -> ModuleType:
     finally:
         sys.path.remove(str(path.parent.resolve()))
     return module
-
-
-def said_by(error: BaseException) -> str:
-    """The kind of an error, and the first line of what it says."""
-    first = str(error).strip().partition("\n")[0]
-    return type(error).__name__ + (f": {first}" if first else "")
 
 
 def _line_of(error: BaseException, path: Path) -> str:
@@ -278,8 +272,12 @@ def fingerprint(problem: Problem) -> str:
         jax.make_jaxpr(problem.scores)(params, batch),
     ]
     trees = [tuple(parts), params, *(list(program.consts) for program in programs)]
-    texts = [str(program.jaxpr) for program in programs]
-    texts = [re.sub(r" at 0x[0-9a-f]+", "", text) for text in texts]  # addresses of one process
     words = [problem.tail, problem.score, problem.better]
+    texts = [text_of(program.jaxpr) for program in programs]
     whole = "\n".join([*map(fingerprint_of, trees), *texts, *words])
     return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def text_of(program: Any) -> str:
+    """A jaxpr as text, without the addresses of functions, which every process has others of."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(program))

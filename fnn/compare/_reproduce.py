@@ -9,7 +9,6 @@ ends the work, and nothing is written. `Reproduction.text` is to be printed. `fa
 about files that could not be written. A cell that does not agree is a result, not a failure.
 """
 
-import difflib
 import json
 import platform
 from collections.abc import Callable
@@ -21,7 +20,7 @@ import jax
 
 from fnn._base import write_whole
 from fnn.compare import _reproduce_deepobs, _reproduce_wilson
-from fnn.compare._problem import WHO
+from fnn.compare._words import WHO, hint, not_written
 
 Tell = Callable[[str], None]
 Found = tuple[str, dict[str, Any], bytes]  # what is printed, every number, the picture as PNG
@@ -60,11 +59,9 @@ REPRODUCTIONS = {
 def source_of(name: str) -> Source:
     """The source of that name; ValueError, one sentence, if there is none."""
     if name not in REPRODUCTIONS:
-        close = difflib.get_close_matches(name, REPRODUCTIONS, n=1, cutoff=0.4)
-        hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(
             f"{WHO}: nothing to reproduce is called {name!r}, expected one of:"
-            f" {', '.join(REPRODUCTIONS)}{hint}"
+            f" {', '.join(REPRODUCTIONS)}{hint(name, REPRODUCTIONS, 0.4)}"
         )
     return REPRODUCTIONS[name]
 
@@ -94,6 +91,6 @@ def reproduce(name: str, out: Path, tell: Tell = lambda doing: None) -> Reproduc
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, content)
         except OSError as error:
-            failed.append(f"{path} could not be written: {error.strerror or error}")
+            failed.append(not_written(path, error))
     written = "" if failed else "Every number: {}, picture: {}\n".format(*files)
     return Reproduction(f"{source.about}\n\n{text}{written}", failed)

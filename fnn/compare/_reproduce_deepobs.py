@@ -9,7 +9,6 @@ of DeepOBS (fsschneider/DeepOBS, baselines/quadratic_deep, February 2019): those
 that could be had.
 """
 
-import io
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,17 +17,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from rich import box
+from rich.table import Table
 
-from fnn._base import console
+from fnn.compare._document import plain
+from fnn.compare._intervals import Interval, two_level_interval
 from fnn.compare._member import Order, score_rows, train_member
+from fnn.compare._pictures import png_of
 from fnn.compare._problems import PROBLEMS
-from fnn.compare._statistics import Interval, holm, two_level_interval
+from fnn.compare._statistics import holm
+from fnn.compare._terminal import printed
+from fnn.inspect.plots import COLOURS
 from fnn.optim import Optimizer, adam, momentum, sgd
 from fnn.training import Run, sweep
 
 RATES = np.logspace(-5, 2, 36)
 SEEDS = 10
 PIECE = 2 * SEEDS  # members of one program
+DASHES: dict[Order, str] = {"same": "-", "new": "--"}
 ORDERS: dict[Order, str] = {
     "same": "one order for all epochs",
     "new": "a new order each epoch",
@@ -154,9 +160,6 @@ def run(tell: Callable[[str], None], epochs: int = 100) -> tuple[str, dict[str, 
 
 def as_text(cells: list[Cell]) -> str:
     """The table, and its result in sentences."""
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     for column in ("\nrule", "batch\norder"):
         table.add_column(column, no_wrap=True)
@@ -178,17 +181,8 @@ def as_text(cells: list[Cell]) -> str:
             "yes" if cell.agrees else "no",
             f"{np.mean(cell.at_best):.2f}",
         )
-    screen = console()
-    with screen.capture() as captured:
-        screen.print(
-            "Final test loss, mean over seeds, and ours minus DeepOBS's; with 95 % intervals.\n"
-            + AGREES,
-            soft_wrap=True,
-        )
-        screen.print(table)
-        for line in findings(cells):
-            screen.print(line, soft_wrap=True)
-    return captured.get()
+    about = "Final test loss, mean over seeds, and ours minus DeepOBS's; with 95 % intervals."
+    return printed(about, AGREES, table, *findings(cells))
 
 
 def _interval(losses: Any) -> str:
@@ -217,76 +211,71 @@ def findings(cells: list[Cell]) -> list[str]:
 
 def as_numbers(cells: list[Cell]) -> dict[str, Any]:
     """Every number, for JSON; None where a run diverged."""
-
-    def numbers(values: np.ndarray) -> list[float | None]:
-        return [float(v) if np.isfinite(v) else None for v in values]
-
-    return {
+    return plain({
         "agrees_if": AGREES,
-        "rates": RATES.tolist(),
+        "rates": RATES,
         "cells": [
             {
                 "rule": cell.rule.name,
                 "order": cell.order,
                 "published_rate": cell.rule.published.rate,
-                "published_by_seed": {str(k): v for k, v in cell.rule.published.losses.items()},
-                "loss_by_rate": numbers(cell.by_rate),
+                "published_by_seed": cell.rule.published.losses,
+                "loss_by_rate": cell.by_rate,
                 "best_rate": cell.best,
-                "at_published_rate": numbers(cell.at_published),
-                "at_best_rate": numbers(cell.at_best),
-                "ours_minus_published": dict(
-                    zip(Interval._fields, numbers(np.array(cell.apart)), strict=True)
-                ),
+                "at_published_rate": cell.at_published,
+                "at_best_rate": cell.at_best,
+                "ours_minus_published": cell.apart._asdict(),
                 "p_corrected": cell.p,
                 "agrees": cell.agrees,
             }
             for cell in cells
         ],
-    }
+    })  # fmt: skip
 
 
 def as_png(cells: list[Cell]) -> bytes:
     """Left: each seed's final loss, published and with both orders. Right: loss by rate."""
     from matplotlib.figure import Figure
 
-    from fnn.inspect.plots import COLOURS
-
     figure = Figure(figsize=(11, 4.4), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
-    colours = {"published": "0.35", "same": COLOURS[0], "new": COLOURS[1]}
-    names = {"published": "DeepOBS's logs"} | {o: f"ours, {said}" for o, said in ORDERS.items()}
-    styles = {"same": "-", "new": "--"}
     for place, rule in enumerate(RULES):
         mine = {cell.order: cell for cell in cells if cell.rule.name == rule.name}
-        seeds = {"published": np.array(list(rule.published.losses.values()))}
-        seeds |= {order: mine[order].at_published for order in ORDERS}
+        published = np.array(list(rule.published.losses.values()))
+        seeds = {"published": published} | {order: mine[order].at_published for order in ORDERS}
         for column, (who, losses) in enumerate(seeds.items()):
-            x = place + 0.25 * (column - 1)
-            spread = np.linspace(-0.06, 0.06, len(losses))
-            label = names[who] if place == 0 else None
-            look: dict[str, Any] = {"color": colours[who]}
-            left.plot(x + spread, losses, "o", markersize=4, alpha=0.6, label=label, **look)
-            left.plot([x - 0.09, x + 0.09], 2 * [losses.mean()], linewidth=2, **look)
+            _draw_seeds(left, place + 0.25 * (column - 1), losses, who, labelled=place == 0)
         for order in ORDERS:
             label = rule.name if order == "same" else None
-            right.plot(RATES, mine[order].by_rate, styles[order], color=COLOURS[place], label=label)
-        right.plot(rule.published.rate, seeds["published"].mean(), "o", color=COLOURS[place])
+            right.plot(RATES, mine[order].by_rate, DASHES[order], color=COLOURS[place], label=label)
+        right.plot(rule.published.rate, published.mean(), "o", color=COLOURS[place])
+    _finish(left, right)
+    return png_of(figure)
+
+
+def _draw_seeds(ax: Any, x: float, losses: np.ndarray, who: str, labelled: bool) -> None:
+    """A point for each seed, and a line at their mean."""
+    names = {"published": "DeepOBS's logs"} | {o: f"ours, {said}" for o, said in ORDERS.items()}
+    colours = {"published": "0.35", "same": COLOURS[0], "new": COLOURS[1]}
+    look: dict[str, Any] = {"color": colours[who]}
+    spread, label = np.linspace(-0.06, 0.06, len(losses)), names[who] if labelled else None
+    ax.plot(x + spread, losses, "o", markersize=4, alpha=0.6, label=label, **look)
+    ax.plot([x - 0.09, x + 0.09], 2 * [losses.mean()], linewidth=2, **look)
+
+
+def _finish(left: Any, right: Any) -> None:
+    """Axes, legends, and the least loss that there is."""
     optimum = PROBLEMS["quadratic_deep"].optimum
-    assert optimum is not None
     left.axhline(optimum, color="0.6", linewidth=0.8, linestyle=":")
     left.set(xticks=range(len(RULES)), xticklabels=[rule.name for rule in RULES])
     left.set(ylabel="final test loss", title="Seeds at DeepOBS's rates (line: their mean)")
     left.legend(frameon=False, loc="upper left")
     for order, said in ORDERS.items():
-        right.plot([], [], styles[order], color="0.4", label=said)
+        right.plot([], [], DASHES[order], color="0.4", label=said)
     right.plot([], [], "o", color="0.4", label="DeepOBS")
     right.set(xscale="log", xlabel="learning rate", ylabel="final test loss", ylim=(86, 100))
     right.set(title="One seed at each of 36 rates (a line ends: diverged)", xlim=(1e-5, 10))
-    right.legend(
-        frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3
-    )
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    file = io.BytesIO()
-    figure.savefig(file)
-    return file.getvalue()
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 3}
+    right.legend(frameon=False, fontsize=8, **below)
+    for ax in (left, right):
+        ax.spines[["top", "right"]].set_visible(False)

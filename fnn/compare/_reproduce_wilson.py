@@ -14,7 +14,6 @@ Each run draws its own rows. Beyond the paper: Lion, AdaGrad as Optax and Tensor
 what is left of the claims in batches of 10.
 """
 
-import io
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -22,10 +21,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from rich import box
+from rich.table import Table
 
-from fnn._base import Data, Params, console
+from fnn._base import Data, Params
+from fnn.compare._document import plain
 from fnn.compare._member import train_member
+from fnn.compare._pictures import png_of
 from fnn.compare._problem import Parts, Problem, loss_as_scores
+from fnn.compare._terminal import printed
+from fnn.inspect.plots import COLOURS
 from fnn.optim import Optimizer, adagrad, adam, lion, momentum, nesterov, rmsprop, sgd
 from fnn.training import Run, sweep
 
@@ -146,9 +151,6 @@ def run(tell: Callable[[str], None], epochs: int = EPOCHS) -> tuple[str, dict[st
 
 def as_text(cells: list[Cell]) -> str:
     """The table, and its result in sentences."""
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("\nrule", no_wrap=True)
     table.add_column("new rows,\nclaimed", no_wrap=True)
@@ -165,24 +167,17 @@ def as_text(cells: list[Cell]) -> str:
                 ]
         table.add_row(*row)
     share = np.mean(cells[0].found["share"])
-    screen = console()
-    with screen.capture() as captured:
-        screen.print(AGREES, soft_wrap=True)
-        screen.print(table)
-        screen.print(
-            f"* not in the paper. {100 * share:.1f} % of the new rows have the label 1.",
-            soft_wrap=True,
-        )
-        for batches in BATCHES:
-            mine = [cell for cell in cells if cell.batches == batches and cell.rule.in_paper]
-            agree = [cell.as_claimed.all() for cell in mine]
-            screen.print(f"{batches.capitalize()}: {sum(agree)} of {len(agree)} claims hold.")
-    return captured.get()
+    lines = [f"* not in the paper. {100 * share:.1f} % of the new rows have the label 1."]
+    for batches in BATCHES:
+        mine = [cell for cell in cells if cell.batches == batches and cell.rule.in_paper]
+        agree = [cell.as_claimed.all() for cell in mine]
+        lines.append(f"{batches.capitalize()}: {sum(agree)} of {len(agree)} claims hold.")
+    return printed(AGREES, table, *lines)
 
 
 def as_numbers(cells: list[Cell]) -> dict[str, Any]:
     """Every number, for JSON."""
-    return {
+    return plain({
         "agrees_if": AGREES,
         "cells": [
             {
@@ -191,22 +186,17 @@ def as_numbers(cells: list[Cell]) -> dict[str, Any]:
                 "rate": cell.rule.rate,
                 "claim": cell.rule.claim,
                 "batches": cell.batches,
-                "as_claimed": cell.as_claimed.tolist(),
+                "as_claimed": cell.as_claimed,
             }
-            | {
-                name: [float(v) if np.isfinite(v) else None for v in values]
-                for name, values in cell.found.items()
-            }
+            | {name: np.float64(values) for name, values in cell.found.items()}
             for cell in cells
         ],
-    }
+    })  # fmt: skip
 
 
 def as_png(cells: list[Cell]) -> bytes:
     """Accuracy on new rows of each run, by rule; both sizes of batches."""
     from matplotlib.figure import Figure
-
-    from fnn.inspect.plots import COLOURS
 
     figure = Figure(figsize=(9, 3.8), layout="constrained", dpi=110)
     axes = figure.subplots()
@@ -223,6 +213,4 @@ def as_png(cells: list[Cell]) -> bytes:
     axes.set(ylabel="accuracy on new rows (%)", title="Ten runs of each rule")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="center left")
-    file = io.BytesIO()
-    figure.savefig(file)
-    return file.getvalue()
+    return png_of(figure)

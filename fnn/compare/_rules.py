@@ -1,94 +1,23 @@
-"""The rules that ``fnn compare`` knows, their Optax twins, and a rule of one's own from a file.
+"""The rules that ``fnn compare`` knows, and their Optax twins.
 
 RULES                                   {name: Rule}
 rule_of("adam"), rule_of("my_rule.py"), rule_of("package.module:name") -> Rule
+rules_of(["adam", ...])                 several, each name once
+
+`_rule.py` has what a rule is.
 """
 
-import difflib
-import importlib
-import inspect
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import optax
 from jax.typing import ArrayLike
 
 from fnn import optim
-from fnn.compare._problem import WHO, module_from, said_by
-from fnn.compare._tuning import RESERVED, Axis
+from fnn.compare._rule import SAME_RULE, Make, Rule, first_of, function_in, function_of, home_of
+from fnn.compare._words import WHO, hint
 from fnn.optim import Optimizer, Rate, optax_wrappers
-
-SAME_RULE = 1e-10
-Make = Callable[..., Optimizer]  # make(learning_rate, **hyperparameters)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """An update rule: ``make(learning_rate, **hyperparameters) -> optimizer``.
-
-    - `by`: "fnn", or where one's own rule comes from.
-    - `twin`: the same rule by Optax, with the same arguments; `twin_name` is what Optax calls it.
-    - `same_below`: how far the updates of the twins may be apart in float64, relative to their
-      size. Right rules agree to 1e-14, wrong ones differ by 1e-6 or more.
-    - `contains`: {rule: the values of hyperparameters that make this rule that one}.
-    """
-
-    name: str
-    make: Make
-    by: str = "fnn"
-    twin: Make | None = None
-    twin_name: str | None = None
-    same_below: float = SAME_RULE
-    contains: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-    @cached_property
-    def takes(self) -> tuple[str, ...]:
-        """The hyperparameters that can be tuned: numbers that the program computes with."""
-        return _numbers_of(self.make)
-
-    @property
-    def takes_any(self) -> bool:
-        """Whether it has a ``**hyperparameters`` of its own: it may take any name."""
-        kinds = {p.kind for p in inspect.signature(self.make).parameters.values()}
-        return inspect.Parameter.VAR_KEYWORD in kinds
-
-    def twin_for(self, names: Sequence[str]) -> Make | None:
-        """The twin, if it takes the hyperparameters of these names."""
-        own = [name for name in names if name not in RESERVED]
-        return self.twin if self.twin and set(own) <= {*_numbers_of(self.twin)} else None
-
-    @property
-    def formula(self) -> str:
-        """What the docstring says first: the definition and where it is from."""
-        parts = (inspect.getdoc(self.make) or "").split("\n\n")
-        return "\n\n".join([parts[0], *(p for p in parts[1:2] if not p.startswith("- "))])
-
-
-def _numbers_of(make: Make) -> tuple[str, ...]:
-    """Parameters of a rule that are numbers, without learning_rate.
-
-    A default that is a float says so, or an annotation; ``n: int = 5`` shapes the program.
-    """
-
-    def is_number(parameter: inspect.Parameter) -> bool:
-        default, said = parameter.default, parameter.annotation
-        said = said.__name__ if isinstance(said, type) else str(said)
-        if isinstance(default, bool) or said in ("int", "bool"):
-            return False
-        if isinstance(default, (int, float)):
-            return True
-        named = any(word in said for word in ("float", "ArrayLike", "Rate", "Scalar"))
-        return default in (None, inspect.Parameter.empty) and named and "DType" not in said
-
-    parameters = list(inspect.signature(make).parameters.values())[1:]
-    named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    return tuple(p.name for p in named if is_number(p) or p.default is p.empty)
-
 
 # --- rules that are an option of another, or a chain --------------------------------------------
 
@@ -171,67 +100,56 @@ def _amsgrad_by_optax(
 
 # --- all of them --------------------------------------------------------------------------------
 
-_WITHOUT_DECAY = {"weight_decay": 0.0}
-_CONTAINS: dict[str, dict[str, dict[str, float]]] = {
-    "momentum": {"sgd": {"decay": 0.0}},
-    "nesterov": {"sgd": {"decay": 0.0}},
+
+def _row(
+    make: Make,
+    twin_name: str | None = None,
+    twin: Make | None = None,
+    same_below: float = SAME_RULE,
+    contains: Mapping[str, Mapping[str, float]] | None = None,
+) -> Rule:
+    """A rule of fnn. The twin is by default the one of this name in `fnn.optax_wrappers`."""
+    name = make.__name__
+    if twin_name and twin is None:
+        twin = getattr(optax_wrappers, name)
+    return Rule(name, make, "fnn", twin, twin_name, same_below, contains or {})
+
+
+_ROWS = (
+    _row(optim.sgd, "optax.sgd"),
+    _row(optim.momentum, "optax.sgd", contains={"sgd": {"decay": 0.0}}),
+    _row(optim.nesterov, "optax.sgd", contains={"sgd": {"decay": 0.0}}),
+    _row(optim.adagrad, "optax.adagrad"),
+    _row(optim.rmsprop, "optax.rmsprop"),
+    _row(optim.adadelta, "optax.adadelta"),
+    _row(optim.rprop),  # Optax's, in 0.2.8, takes each step one update later
     # With an eps as large as this, the square root hardly counts (Choi et al. 2019).
-    "adam": {"momentum": {"eps": 1.0}},
-    "adamw": {"adam": _WITHOUT_DECAY},
-    "nadamw": {"nadam": _WITHOUT_DECAY},
-    "ademamix": {"adam": {"alpha": 0.0}, "adamw": {"alpha": 0.0, "weight_decay": 1e-4}},
-}
-_ADAMS = ("adam", "adamw", "nadam", "nadamw")
-_TWINS: dict[str, tuple[Make, str]] = {
-    "momentum": (optax_wrappers.momentum, "optax.sgd"),
-    "nesterov": (optax_wrappers.nesterov, "optax.sgd"),
-    "amsgrad": (_amsgrad_by_optax, "optax.amsgrad"),
-    "muon": (_muon_by_optax, "optax.contrib.muon"),
-    "prodigy": (_prodigy_by_optax, "optax.contrib.prodigy"),
-    "ademamix": (optax_wrappers.ademamix, "optax.contrib.ademamix"),
-    "schedule_free_sgd": (optax_wrappers.schedule_free_sgd, "optax.contrib.schedule_free_sgd"),
-    "schedule_free_adamw": (
-        optax_wrappers.schedule_free_adamw,
-        "optax.contrib.schedule_free_adamw",
+    _row(optim.adam, "optax.adam", contains={"momentum": {"eps": 1.0}}),
+    _row(amsgrad, "optax.amsgrad", _amsgrad_by_optax),
+    _row(optim.adamax, "optax.adamax"),
+    _row(optim.radam, "optax.radam"),
+    _row(optim.adabelief, "optax.adabelief"),
+    _row(optim.adamw, "optax.adamw", contains={"adam": {"weight_decay": 0.0}}),
+    _row(optim.nadam, "optax.nadam"),
+    _row(optim.nadamw, "optax.nadamw", contains={"nadam": {"weight_decay": 0.0}}),
+    _row(cautious_adamw),
+    _row(
+        optim.ademamix,
+        "optax.contrib.ademamix",
+        contains={"adam": {"alpha": 0.0}, "adamw": {"alpha": 0.0, "weight_decay": 1e-4}},
     ),
-    **{
-        name: (getattr(optax_wrappers, name), f"optax.{name}")
-        for name in (*("sgd", "adagrad", "rmsprop"), *_ADAMS, "lion", "adafactor")
-    },
-}
-
-
-def _known(name: str, make: Make) -> Rule:
-    twin, twin_name = _TWINS.get(name, (None, None))
+    _row(optim.lion, "optax.lion"),
     # Optax's Adafactor computes its decay, 1 - t^-0.8, in float32 whatever the parameters are.
-    same = 1e-6 if name == "adafactor" else SAME_RULE
-    return Rule(name, make, "fnn", twin, twin_name, same, _CONTAINS.get(name, {}))
-
-
-RULES = {
-    name: _known(name, make)
-    for name, make in {
-        "sgd": optim.sgd,
-        "momentum": optim.momentum,
-        "nesterov": optim.nesterov,
-        "adagrad": optim.adagrad,
-        "rmsprop": optim.rmsprop,
-        "adam": optim.adam,
-        "amsgrad": amsgrad,
-        "adamw": optim.adamw,
-        "nadam": optim.nadam,
-        "nadamw": optim.nadamw,
-        "cautious_adamw": cautious_adamw,
-        "ademamix": optim.ademamix,
-        "lion": optim.lion,
-        "adafactor": optim.adafactor,
-        "muon": muon,
-        "soap": optim.soap,
-        "prodigy": optim.prodigy,
-        "schedule_free_sgd": optim.schedule_free_sgd,
-        "schedule_free_adamw": optim.schedule_free_adamw,
-    }.items()
-}
+    _row(optim.adafactor, "optax.adafactor", same_below=1e-6),
+    _row(optim.lamb, "optax.lamb"),
+    _row(optim.lars, "optax.lars"),
+    _row(muon, "optax.contrib.muon", _muon_by_optax),
+    _row(optim.soap),
+    _row(optim.prodigy, "optax.contrib.prodigy", _prodigy_by_optax),
+    _row(optim.schedule_free_sgd, "optax.contrib.schedule_free_sgd"),
+    _row(optim.schedule_free_adamw, "optax.contrib.schedule_free_adamw"),
+)
+RULES = {rule.name: rule for rule in _ROWS}
 
 
 def rule_of(which: str | Make | Rule) -> Rule:
@@ -243,19 +161,17 @@ def rule_of(which: str | Make | Rule) -> Rule:
     if isinstance(which, Rule):
         return which
     if callable(which):
-        return _own(which, _home_of(which))
+        return _own(which, home_of(which))
     if which in RULES:
         return RULES[which]
     where, colon, name = which.partition(":")
     if where.endswith(".py"):
-        return _own(_function_in(Path(where), name), where)
+        return _own(function_in(Path(where), name), where)
     if colon:
-        return _own(_function_of(where, name), where)
-    close = difflib.get_close_matches(which, RULES, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+        return _own(function_of(where, name), where)
     raise ValueError(
         f"{WHO}: unknown rule {which!r}, expected a Python file or some of:"
-        f" {', '.join(RULES)}{hint}"
+        f" {', '.join(RULES)}{hint(which, RULES)}"
     )
 
 
@@ -277,61 +193,6 @@ def rules_of(which: Sequence[str | Make | Rule] | Mapping[str, Make]) -> tuple[R
     return rules
 
 
-def contained(rule: Rule, axes: Sequence[Axis]) -> list[str]:
-    """The rules that are points of this rule's search: every value that it needs is in an axis."""
-    by_name = {axis.name: axis for axis in axes}
-
-    def has(name: str, value: float) -> bool:
-        axis = by_name.get(name)
-        if axis is None:
-            return False
-        return value in axis.values if axis.values else axis.low <= value <= axis.high
-
-    def reached(values: Mapping[str, float]) -> bool:
-        return all(has(name, value) for name, value in values.items())
-
-    return [other for other, values in rule.contains.items() if reached(values)]
-
-
-def check_rule(rule: Rule, names: Sequence[str], params: Any) -> None:
-    """Trace one update of `params`, with the tuned `names`: ValueError, one sentence, if it fails.
-
-    Nothing is computed. The rules of fnn are known to work on arrays of floating point.
-    """
-    own = [name for name in names if name not in RESERVED]
-    missing = [n for n, p in inspect.signature(rule.make).parameters.items() if _needed(p)]
-    for name in missing[1:]:
-        if name not in own:
-            raise ValueError(
-                f"{WHO}: {rule.name} takes {name}, which has no default; expected"
-                f" --tune {name}=value, or a default"
-            )
-
-    def update(params: Any, rate: Any, hyper: dict[str, Any]) -> Any:
-        optimizer = rule.make(rate, **hyper)
-        optim.check_optimizer(f"{WHO}: {rule.name}", optimizer)
-        updates, _ = optimizer.update(params, optimizer.init(params), params)
-        return optim.apply_updates(params, updates)
-
-    try:
-        moved = jax.eval_shape(update, params, 1e-3, dict.fromkeys(own, 0.5))
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{WHO}: {rule.name} ({rule.by}) fails: {said_by(error)}") from error
-    shapes = [jax.tree.map(lambda a: (a.shape, a.dtype), tree) for tree in (params, moved)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"{WHO}: {rule.name} ({rule.by}) returns updates of other shapes or dtypes than params"
-        )
-
-
-def _needed(parameter: inspect.Parameter) -> bool:
-    several = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-    return parameter.default is parameter.empty and not several
-
-
-# --- one's own ----------------------------------------------------------------------------------
-
-
 def _own(make: Any, where: str) -> Rule:
     name = getattr(make, "__name__", type(make).__name__)
     for known in RULES.values():
@@ -340,69 +201,10 @@ def _own(make: Any, where: str) -> Rule:
     if name in RULES or not name.isidentifier():
         taken = "a name that fnn's own rule has" if name in RULES else "no name"
         raise ValueError(f"{WHO}: the rule {name} of {where} has {taken}, expected another one")
-    if "learning_rate" not in _first(make):
+    first = first_of(make)
+    if "learning_rate" not in first:
         raise ValueError(
-            f"{WHO}: {name} of {where} takes {_first(make) or 'nothing'} first, expected a function"
+            f"{WHO}: {name} of {where} takes {first or 'nothing'} first, expected a function"
             " (learning_rate, **hyperparameters) -> optimizer"
         )
     return Rule(name, make, by=where)
-
-
-def _home_of(make: Any) -> str:
-    """Where the command line finds a function: its module; of a program that is run, the file."""
-    module = getattr(make, "__module__", None) or "python"
-    if module != "__main__":
-        return module
-    try:
-        return os.path.relpath(inspect.getsourcefile(make) or module)
-    except TypeError:  # typed into an interpreter, or an object
-        return module
-
-
-def _first(make: Any) -> str:
-    """The name of a function's first parameter; "" if it has none, or is no function."""
-    try:
-        return next(iter(inspect.signature(make).parameters), "")
-    except (TypeError, ValueError):
-        return ""
-
-
-def _function_in(path: Path, name: str) -> Any:
-    module = module_from(path)
-    if name:
-        return _attribute(module, str(path), name)
-    own = {
-        name: value
-        for name, value in vars(module).items()
-        if callable(value)
-        and getattr(value, "__module__", "") == module.__name__
-        and not name.startswith("_")
-        and _first(value) == "learning_rate"
-    }
-    if path.stem in own or len(own) == 1:
-        return own.get(path.stem) or next(iter(own.values()))
-    if own:
-        raise ValueError(
-            f"{WHO}: {path} defines several rules; choose one, as in {path}:{next(iter(own))}"
-            f" ({', '.join(own)})"
-        )
-    raise ValueError(
-        f"{WHO}: {path} does not define a rule, a function (learning_rate, **hyperparameters)"
-        " -> optimizer"
-    )
-
-
-def _function_of(where: str, name: str) -> Any:
-    try:
-        module = importlib.import_module(where)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{WHO}: {where} does not import: {said_by(error)}") from error
-    return _attribute(module, where, name)
-
-
-def _attribute(module: Any, where: str, name: str) -> Any:
-    if not hasattr(module, name):
-        close = difflib.get_close_matches(name, vars(module), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"{WHO}: {where} does not define {name!r}{hint}")
-    return getattr(module, name)

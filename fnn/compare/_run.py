@@ -16,7 +16,7 @@ from fnn._base import Params
 from fnn.compare._member import score_rows, train_member
 from fnn.compare._plan import Plan
 from fnn.compare._problem import Parts
-from fnn.compare._rules import Make
+from fnn.compare._rule import Make
 from fnn.compare._tuning import RESERVED, Point
 from fnn.optim import Optimizer
 from fnn.training import TrainState

@@ -19,7 +19,7 @@ import numpy as np
 
 from fnn._base import write_whole
 from fnn.checkpoint import load, run_lock, save
-from fnn.compare._problem import WHO
+from fnn.compare._words import WHO
 
 SETTINGS = "settings.json"
 Piece = dict[str, Any]  # of arrays, nested
@@ -38,10 +38,6 @@ class Store:
     def _path(self, name: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{name}.safetensors"
-
-    def has(self, name: str, mark: str) -> bool:
-        """Whether the piece is there and whole."""
-        return self.get(name, mark) is not None
 
     def get(self, name: str, mark: str) -> Piece | None:
         """The piece; None if it is not there, is damaged, or has another mark."""

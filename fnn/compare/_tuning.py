@@ -9,7 +9,6 @@
 Every rule takes the axes in `RESERVED`; the others are hyperparameters of the rule.
 """
 
-import difflib
 import itertools
 import math
 import re
@@ -20,8 +19,10 @@ from typing import Literal
 import numpy as np
 
 from fnn._base import as_count
+from fnn.compare import _words
+from fnn.compare._words import hint
 
-WHO = "fnn compare: --tune"  # in messages
+WHO = f"{_words.WHO}: --tune"  # in messages
 How = Literal["grid", "sobol"]
 Point = dict[str, float]
 SCALES = ("linear", "log", "log1m")
@@ -53,35 +54,38 @@ class Axis:
 
     def __post_init__(self) -> None:
         """Check the axis; one sentence says what came and what was expected."""
+        ends = sorted(map(float, self.values)) or [float(self.low), float(self.high)]
+        known = {"low": ends[0], "high": ends[-1], "values": tuple(ends) if self.values else ()}
         said = f"{WHO} {self}"
-        if self.values:
-            if not all(map(math.isfinite, self.values)):
-                raise ValueError(f"{said}: a value is not finite, expected numbers")
-            if len(set(self.values)) < len(self.values):
-                raise ValueError(f"{said}: a value comes twice, expected different values")
-            object.__setattr__(self, "values", tuple(sorted(map(float, self.values))))
-            object.__setattr__(self, "low", self.values[0])
-            object.__setattr__(self, "high", self.values[-1])
-        else:
-            object.__setattr__(self, "low", float(self.low))
-            object.__setattr__(self, "high", float(self.high))
-            if not (math.isfinite(self.low) and math.isfinite(self.high)):
-                raise ValueError(f"{said}: an end of the range is not finite, expected numbers")
-            if self.low >= self.high:
-                raise ValueError(f"{said}: the range is empty, expected low < high")
+        for name, value in known.items():
+            object.__setattr__(self, name, value)
+        wrong = self._wrong()
+        if wrong:
+            raise ValueError(f"{said}: {wrong}")
+
+    def _wrong(self) -> str:
+        """What is wrong with the axis, as the end of a sentence."""
+        name, low, high, finite = self.name, self.low, self.high, np.isfinite
+        if self.values and not all(map(finite, self.values)):
+            return "a value is not finite, expected numbers"
+        if len(set(self.values)) < len(self.values):
+            return "a value comes twice, expected different values"
+        if not (finite(low) and finite(high)):
+            return "an end of the range is not finite, expected numbers"
+        if not self.values and low >= high:
+            return "the range is empty, expected low < high"
         if self.scale not in SCALES:
-            raise ValueError(
-                f"{said}: unknown scale {self.scale!r}, expected one of: {', '.join(SCALES)}"
-                + _close(self.scale, SCALES)
-            )
-        if self.scale == "log" and self.low <= 0:
-            raise ValueError(f"{said}: starts at {self.low:g}, expected > 0 on a log scale")
-        if self.scale == "log1m" and self.high >= 1:
-            raise ValueError(f"{said}: ends at {self.high:g}, expected < 1 on a log1m scale")
-        if self.name in _FRACTIONS and not 0 <= self.low <= self.high <= 1:
-            raise ValueError(f"{said}: {self.name} is a fraction, expected within [0, 1]")
-        if self.name in ("learning_rate", "clip_norm") and self.low <= 0:
-            raise ValueError(f"{said}: {self.name} starts at {self.low:g}, expected > 0")
+            known = f"{', '.join(SCALES)}{hint(self.scale, SCALES)}"
+            return f"unknown scale {self.scale!r}, expected one of: {known}"
+        if self.scale == "log" and low <= 0:
+            return f"starts at {low:g}, expected > 0 on a log scale"
+        if self.scale == "log1m" and high >= 1:
+            return f"ends at {high:g}, expected < 1 on a log1m scale"
+        if name in _FRACTIONS and not 0 <= low <= high <= 1:
+            return f"{name} is a fraction, expected within [0, 1]"
+        if name in ("learning_rate", "clip_norm") and low <= 0:
+            return f"{name} starts at {low:g}, expected > 0"
+        return ""
 
     def __str__(self) -> str:
         if self.values:
@@ -136,13 +140,6 @@ def parse_axis(text: str) -> Axis:
     return Axis(name, values=tuple(_number(text, part) for part in span.split(",")))
 
 
-def parse_axes(texts: Sequence[str]) -> tuple[Axis, ...]:
-    """The axes of several texts, or of texts with blanks between axes; no name may come twice."""
-    axes = tuple(parse_axis(part) for text in texts for part in text.split())
-    check_names(axes)
-    return axes
-
-
 def check_names(axes: Sequence[Axis]) -> None:
     """ValueError if two axes have the same name."""
     seen: dict[str, Axis] = {}
@@ -162,7 +159,7 @@ def check_taken(axes: Sequence[Axis], rule: str, takes: Sequence[str]) -> None:
         if axis.name not in known:
             raise ValueError(
                 f"{WHO} {axis}: {rule} does not take {axis.name}, expected one of:"
-                f" {', '.join(known)}{_close(axis.name, known)}"
+                f" {', '.join(known)}{hint(axis.name, known)}"
             )
 
 
@@ -276,8 +273,3 @@ def _text(value: float) -> str:
     """The shortest text of a number that reads back."""
     short = f"{value:g}"
     return short if float(short) == value else repr(float(value))
-
-
-def _close(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -15,7 +15,7 @@ from jax import Array, lax
 from fnn import optim
 from fnn._base import Params, global_norm
 from fnn.compare._plan import Plan
-from fnn.compare._rules import Make
+from fnn.compare._rule import Make
 from fnn.compare._run import at_point, key_of
 from fnn.compare._tuning import Point
 from fnn.data import rows_of

@@ -89,8 +89,10 @@ def take(data: Data, rows: Array) -> Data:
     """The given rows, int [...], of every leaf: [n, ...] -> [..., ...].
 
     The row numbers are not checked; they must be in 0 ... n - 1.
+    ValueError for a NumPy integer of 64 bits that JAX would cut to 32.
     """
-    _leaves("take", data)
+    for leaf in _leaves("take", data):
+        check_fits("take", "data", leaf)
     rows = jnp.asarray(rows)
     return jax.tree.map(lambda a: jnp.asarray(a).at[rows].get(mode="promise_in_bounds"), data)
 

@@ -38,7 +38,7 @@ from fnn._base import (
     split,
     wide,
 )
-from fnn.nn._dense import check_input, check_params, dims, plus_bias, product
+from fnn.nn._dense import check_input, check_params, check_real, dims, plus_bias, product
 from fnn.nn._dropout import dropout
 from fnn.nn._initializers import Initializer, glorot_uniform
 from fnn.nn._mlp import mlp, mlp_init
@@ -348,8 +348,8 @@ def _check_heads(mask: AnyArray | None, heads: int) -> None:
 
 def _check_attention(params: Params, x: AnyArray, source: AnyArray, ordered: bool) -> None:
     check_params("attention", params, "query", "key", "value", "output", optional=())
-    check_floating("attention", x)
-    check_floating("attention context", source)
+    check_real("attention", x)
+    check_real("attention context", source)
     if x.ndim != 3 or source.ndim != 3 or x.shape[0] != source.shape[0]:
         which, wanted = "", ""
         if source is not x:

@@ -92,6 +92,13 @@ def check_input(layer: str, x: AnyArray, w: Array) -> None:
         )
 
 
+def check_real(layer: str, x: AnyArray) -> None:
+    """Raise TypeError unless x is floating point and not complex."""
+    check_floating(layer, x)
+    if jnp.iscomplexobj(x):
+        raise TypeError(f"{layer}: x is {x.dtype}, expected real numbers")
+
+
 def check_params(
     layer: str,
     params: Any,

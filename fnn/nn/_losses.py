@@ -57,10 +57,12 @@ def huber(
     """
     distance = jnp.abs(_difference("huber", predictions, targets, mask))
     _check_factor("huber", "delta", delta, distance.shape, above=True)
-    # Both formulas in one, in which no square of d overflows and a large delta takes no digits from
-    # the gradient.
-    inner = jnp.minimum(distance, jnp.asarray(delta, distance.dtype))
-    return (inner * (distance - 0.5 * inner)).astype(jnp.result_type(predictions))
+    near = ~(distance > jnp.asarray(delta, distance.dtype))  # NaN is near, so its gradient is NaN
+    # Each formula is 0 where the other one holds: then its derivative is 0 and not 0 * inf.
+    inner = jnp.where(near, distance, 0)
+    slope = jnp.where(near, 0, jnp.asarray(delta, distance.dtype))
+    losses = jnp.where(near, 0.5 * inner * inner, slope * (distance - 0.5 * slope))
+    return losses.astype(jnp.result_type(predictions))
 
 
 def binary_cross_entropy(
@@ -79,7 +81,7 @@ def binary_cross_entropy(
     Where `mask`, [...], is False, loss and gradient are 0, whatever stands there.
     """
     name = "binary_cross_entropy"
-    x, labels = _floats(name, "logits", logits), _real(name, "labels", labels)
+    x, labels = _floats(name, "logits", logits), real(name, "labels", labels)
     check_same_shape(name, "logits", x, "labels", labels)
     _check_factor(name, "pos_weight", 1.0 if pos_weight is None else pos_weight, x.shape)
     mask, x, labels = _counted(name, mask, x.shape, x, labels)
@@ -115,7 +117,7 @@ def cross_entropy(
     """
     name = "cross_entropy"
     check_range(name, "label_smoothing", label_smoothing, 0, upto=1)
-    x, labels = _floats(name, "logits", logits), _real(name, "labels", labels)
+    x, labels = _floats(name, "logits", logits), real(name, "labels", labels)
     check_labels_shape(name, x, labels)
     classes = x.shape[-1]
     mask, x, labels = _counted(name, mask, x.shape[:-1], x, labels)
@@ -132,7 +134,7 @@ def cross_entropy(
     if number_of(label_smoothing) != 0:
         smoothing = jnp.asarray(label_smoothing, log_p.dtype)
         uniform = jnp.full_like(log_p, 1 / classes)
-        losses = (1 - smoothing) * losses + smoothing * _surprise(log_p, uniform).sum(-1)
+        losses = _surprise(-losses, 1 - smoothing) + smoothing * _surprise(log_p, uniform).sum(-1)
     if known is not None:
         losses = losses + _nan_unless(known, x)
     return _ignored(mask, losses).astype(jnp.result_type(logits))
@@ -220,7 +222,7 @@ def _ignored(mask: AnyArray | None, losses: Array) -> Array:
 
 
 def _difference(name: str, predictions: AnyArray, targets: AnyArray, mask: Any) -> Array:
-    x, targets = _floats(name, "predictions", predictions), _real(name, "targets", targets)
+    x, targets = _floats(name, "predictions", predictions), real(name, "targets", targets)
     check_same_shape(name, "predictions", x, "targets", targets)
     x = wide(x)
     mask, difference = _counted(name, mask, x.shape, x - jnp.asarray(targets, x.dtype))
@@ -232,14 +234,6 @@ def _floats(name: str, argument: str, x: Any) -> AnyArray:
     x = as_array(name, argument, x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name}: {argument} are {x.dtype}, expected floating point")
-    return x
-
-
-def _real(name: str, argument: str, x: Any) -> AnyArray:
-    """x; TypeError unless it is an array of real numbers or bools."""
-    x = as_array(name, argument, x)
-    if jnp.iscomplexobj(x):
-        raise TypeError(f"{name}: {argument} are {x.dtype}, expected real numbers")
     return x
 
 
@@ -257,6 +251,14 @@ def _check_factor(
 
 
 # --- used by the metrics ------------------------------------------------------------------------
+
+
+def real(name: str, argument: str, x: Any) -> AnyArray:
+    """x; TypeError unless it is an array of real numbers or bools."""
+    x = as_array(name, argument, x)
+    if jnp.iscomplexobj(x):
+        raise TypeError(f"{name}: {argument} are {x.dtype}, expected real numbers")
+    return x
 
 
 def check_same_shape(name: str, first: str, a: AnyArray, second: str, b: AnyArray) -> None:
@@ -291,7 +293,7 @@ def check_labels_shape(name: str, logits: AnyArray, labels: AnyArray) -> None:
 
 def class_of(name: str, logits: Any, labels: Any) -> tuple[Array, Array | None]:
     """(the class of each row, -1 if it has none; bool, where probabilities do not sum to 1)."""
-    logits, labels = _floats(name, "logits", logits), _real(name, "labels", labels)
+    logits, labels = _floats(name, "logits", logits), real(name, "labels", labels)
     check_labels_shape(name, logits, labels)
     if jnp.issubdtype(labels.dtype, jnp.integer):
         return as_ids(labels), None

@@ -4,12 +4,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from fnn._base import AnyArray, as_array, as_ids, wide
-from fnn.nn._losses import check_same_shape
+from fnn.nn._losses import check_same_shape, real
 
 
 def yes_or_no(name: str, logits: AnyArray, labels: AnyArray) -> tuple[Array, Array, Array]:
     """(present, answered, known): bools of the logits' shape."""
-    logits, labels = as_array(name, "logits", logits), as_array(name, "labels", labels)
+    logits, labels = real(name, "logits", logits), real(name, "labels", labels)
     check_same_shape(name, "logits", logits, "labels", labels)
     yes, x = wide(labels) > 0.5, wide(logits)
     return yes, x > 0, ~jnp.isnan(x)

@@ -1,8 +1,9 @@
 """Norms by batch, layer, group, instance and root mean square; the channels are the last axis.
 
 Statistics are computed in float32 at least, of values less an estimate of their mean, so that a
-mean far from zero costs no digits. The parameters are named "scale" and "offset"; weight decay
-skips these names.
+mean far from zero costs no digits. Where a variance overflows, as that of values beyond 1e19 in
+float32, the result is NaN. The parameters are named "scale" and "offset"; weight decay skips these
+names.
 """
 
 import math
@@ -18,13 +19,14 @@ from fnn._base import (
     AnyArray,
     Params,
     State,
+    abs_square,
     as_count,
     check_floating,
     check_range,
     wide,
     wide_dtype,
 )
-from fnn.nn._dense import check_params, dims
+from fnn.nn._dense import check_params, check_real, dims
 
 SAMPLE = 1024  # so many values of a feature estimate its mean
 
@@ -65,6 +67,7 @@ def batch_norm(
     epoch weighs the same, those of a padded last batch too. If no row counts, the statistics are
     those of the state, and the state does not change.
     """
+    check_real("batch_norm", x)
     _check("batch_norm", params, x, eps)
     _check_batch(state, x, mask)
     check_range("batch_norm", "momentum", momentum, 0, upto=1)
@@ -85,7 +88,7 @@ def batch_norm(
         mean, shift, var = (jnp.where(counted, b, o) for b, o in zip(batch, old, strict=True))
     scale = params["scale"].astype(dtype)
     offset = params["offset"].astype(dtype) if "offset" in params else jnp.zeros_like(scale)
-    spread = var + jnp.asarray(eps, dtype)
+    spread = _spread(var, eps)
     y = _normalise(wide(values), mean, shift, spread, scale, offset)
     return y.astype(jnp.result_type(x)), state
 
@@ -158,9 +161,7 @@ def rms_norm_init(dim: int, *, dtype: DTypeLike = float) -> Params:
 def rms_norm(params: Params, x: AnyArray, *, eps: ArrayLike = 1e-5) -> Array:
     """[..., dim] -> [..., dim]: x / sqrt(mean(x^2) + eps) scale (Zhang & Sennrich 2019)."""
     _check("rms_norm", params, x, eps)
-    y = wide(x)
-    root = lax.rsqrt(_mean(y * y, (-1,)) + jnp.asarray(eps, y.dtype))
-    return _scale_and_offset(params, y * root, x)
+    return _scale_and_offset(params, _of_unit_square(wide(x), (-1,), eps), x)
 
 
 def _kept(momentum: Array, counted: Array, rows: Array | None) -> Array:
@@ -255,8 +256,20 @@ def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def _standardise(x: Array, axes: Sequence[int], eps: ArrayLike) -> Array:
-    centred = x - _mean(x, axes)
-    return centred * lax.rsqrt(_mean(centred * centred, axes) + jnp.asarray(eps, x.dtype))
+    return _of_unit_square(x - _mean(x, axes), axes, eps)
+
+
+def _of_unit_square(x: Array, axes: Sequence[int], eps: ArrayLike) -> Array:
+    """x / sqrt(mean |x|^2 + eps)."""
+    root = lax.rsqrt(_spread(_mean(abs_square(x), axes), eps))
+    return x * root.astype(x.dtype)
+
+
+def _spread(var: Array, eps: ArrayLike) -> Array:
+    """var + eps; NaN where var overflowed, since 1 / sqrt(inf) would give zeros as the result."""
+    # 0 times inf is NaN. A `where` here would keep XLA's CPU backend from fusing the norm. To scale
+    # the values, so that no square overflows, would take another pass over them.
+    return var + (lax.stop_gradient(var) * 0 + jnp.asarray(eps, var.dtype))
 
 
 def _mean(x: Array, axes: Sequence[int]) -> Array:

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fnn._base import Params, check_patterns, check_range, decayed, matching, wide
+from fnn._base import (
+    Params,
+    abs_square,
+    check_patterns,
+    check_range,
+    decayed,
+    matching,
+    real_dtype,
+    wide,
+)
 
 
 def l1(params: Params, *patterns: str) -> Array:
@@ -25,7 +34,7 @@ def l2(params: Params, *patterns: str) -> Array:
 
     ``torch.optim``'s weight_decay=r is the penalty r / 2 * l2; Keras's ``L2(r)`` is r * l2.
     """
-    return _total(jnp.square, _penalised("l2", params, patterns))
+    return _total(abs_square, _penalised("l2", params, patterns))
 
 
 def elastic_net(params: Params, *patterns: str, l1: ArrayLike, l2: ArrayLike) -> Array:
@@ -37,7 +46,7 @@ def elastic_net(params: Params, *patterns: str, l1: ArrayLike, l2: ArrayLike) ->
     check_range("elastic_net", "l1", l1, 0)
     check_range("elastic_net", "l2", l2, 0)
     weights = _penalised("elastic_net", params, patterns)
-    size, square = _total(_magnitude, weights), _total(jnp.square, weights)
+    size, square = _total(_magnitude, weights), _total(abs_square, weights)
     return jnp.asarray(l1, size.dtype) * size + jnp.asarray(l2, size.dtype) * square
 
 
@@ -57,7 +66,7 @@ def _magnitude(w: Array) -> Array:
 def _total(of_each: Callable[[Array], Array], leaves: list[Array]) -> Array:
     if not leaves:
         return jnp.zeros(())
-    dtype = max((leaf.dtype for leaf in leaves), key=lambda dtype: dtype.itemsize)
+    dtype = max((real_dtype(leaf.dtype) for leaf in leaves), key=lambda dtype: dtype.itemsize)
     return sum(
         [jnp.sum(of_each(leaf)).astype(dtype) for leaf in leaves], start=jnp.zeros((), dtype)
     )

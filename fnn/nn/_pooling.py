@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array, lax
 
 from fnn._base import AnyArray, check_floating, wide
+from fnn.nn._dense import check_real
 from fnn.nn._windows import (
     Padding,
     Pairs,
@@ -46,6 +47,7 @@ def max_pool(
 
     Of equal values the first has the gradient, as in PyTorch. NaN counts as the largest value.
     """
+    check_real("max_pool", x)
     rows, window, batch = _rows("max_pool", x, size, stride, padding)
     y = _max_pool(rows, window)
     return y.reshape(*batch, *y.shape[1:])
@@ -66,9 +68,13 @@ def global_max_pool(x: AnyArray, *, mask: AnyArray | None = None) -> Array:
 
     `mask`, bool [batch, *space], is True where a place counts. Where none counts the result is 0.
     """
+    check_real("global_max_pool", x)
     rows, counted = _flat("global_max_pool", x, mask)
     seen = rows if counted is None else jnp.where(counted, rows, -math.inf)
     first = jnp.argmax(seen, axis=1, keepdims=True)
+    if counted is not None:  # if all is -inf, the first that counts
+        of_mask = jnp.argmax(counted, axis=1, keepdims=True)
+        first = jnp.maximum(first, of_mask)
     # Selected, not indexed: the gradient of indexing is a scatter, which is slow on a CPU.
     chosen = lax.broadcasted_iota(first.dtype, rows.shape, 1) == first
     chosen = chosen if counted is None else chosen & counted
@@ -105,8 +111,11 @@ def _(window: Window, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Ar
     overlap = any(n > s for n, s in zip(window.size, window.stride, strict=True))
     dx = wide(dx) if overlap else dx
     dy, free = jnp.zeros_like(y, dx.dtype), jnp.ones(y.shape, bool)
-    for value, tangent in zip(_seen(x, window, -math.inf), _seen(dx, window, 0.0), strict=True):
-        first = free & ((value == y) | jnp.isnan(value))
+    # Where all values are -inf they equal the padding, which must not take their tangent.
+    inside = _seen(jnp.ones((1, *x.shape[1:-1], 1), bool), window, False)
+    seen = zip(_seen(x, window, -math.inf), _seen(dx, window, 0.0), inside, strict=True)
+    for value, tangent, is_value in seen:
+        first = free & is_value & ((value == y) | jnp.isnan(value))
         dy, free = jnp.where(first, tangent, dy), free & ~first
     return y, dy.astype(y.dtype)
 

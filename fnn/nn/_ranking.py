@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fnn._base import AnyArray, as_array, as_count, as_ids, check_range, number_of, wide
-from fnn.nn._losses import check_same_shape
+from fnn._base import AnyArray, as_count, as_ids, check_range, number_of, wide
+from fnn.nn._losses import check_same_shape, real
 from fnn.nn._metric_rows import counted, numbers
 
 
@@ -120,6 +120,6 @@ def _checked(
     name: str, scores: AnyArray, labels: AnyArray, mask: AnyArray | None
 ) -> tuple[Array, Array, Array]:
     """(scores, float32 at least; bool, whether the label says yes; bool, whether the row counts)"""
-    scores, labels = as_array(name, "scores", scores), as_array(name, "labels", labels)
+    scores, labels = real(name, "scores", scores), real(name, "labels", labels)
     check_same_shape(name, "scores", scores, "labels", labels)
     return wide(scores), wide(labels) > 0.5, counted(name, mask, scores.shape)

@@ -3,7 +3,15 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
-from fnn._base import Params, check_floating, safe_divide, safe_sqrt, wide
+from fnn._base import (
+    Params,
+    abs_square,
+    check_floating,
+    real_dtype,
+    safe_divide,
+    safe_sqrt,
+    wide,
+)
 from fnn.nn._dense import check_params
 
 
@@ -20,7 +28,7 @@ def weight_norm_init(params: Params) -> Params:
     _check_axes("weight_norm_init", "w", w)
     _check_free("weight_norm_init", params, "v", "g")
     largest, unit = _scaled(w)
-    g = (largest * _norm(unit)).reshape(-1).astype(w.dtype)
+    g = (largest * _norm(unit)).reshape(-1).astype(real_dtype(w.dtype))
     return {name: leaf for name, leaf in params.items() if name != "w"} | {"v": w, "g": g}
 
 
@@ -60,7 +68,7 @@ def _scaled(v: Array) -> tuple[Array, Array]:
 
 def _norm(unit: Array) -> Array:
     over = tuple(range(unit.ndim - 1))
-    return safe_sqrt(jnp.sum(unit * unit, over, keepdims=True))
+    return safe_sqrt(jnp.sum(abs_square(unit), over, keepdims=True))
 
 
 def _check_axes(name: str, what: str, w: Array) -> None:

@@ -35,7 +35,7 @@ from fnn.nn._calibration import (
     calibration_error_from_sums,
     calibration_terms,
 )
-from fnn.nn._losses import check_same_shape, class_of
+from fnn.nn._losses import check_same_shape, class_of, real
 from fnn.nn._metric_rows import counted, numbers, yes_or_no
 from fnn.nn._ranking import auc, auc_from_sums, auc_terms
 
@@ -186,8 +186,8 @@ def r2_terms(predictions: AnyArray, targets: AnyArray, center: ArrayLike) -> dic
     number, or one for each output, near the targets' mean; it need not be the mean. Without it,
     targets near 1e4 would have squares near 1e8, and float32 would have no digits for their spread.
     """
-    predictions = as_array("r2_terms", "predictions", predictions)
-    targets = as_array("r2_terms", "targets", targets)
+    predictions = real("r2_terms", "predictions", predictions)
+    targets = real("r2_terms", "targets", targets)
     check_same_shape("r2_terms", "predictions", predictions, "targets", targets)
     if not fits(jnp.shape(center), targets.shape):
         raise ValueError(
@@ -220,8 +220,8 @@ def error_terms(
     They are (prediction - target)^2, |prediction - target| and 1, in float32 at least. Where
     `mask`, [...], is 0, all three are 0, NaN or not.
     """
-    predictions = as_array("error_terms", "predictions", predictions)
-    targets = as_array("error_terms", "targets", targets)
+    predictions = real("error_terms", "predictions", predictions)
+    targets = real("error_terms", "targets", targets)
     check_same_shape("error_terms", "predictions", predictions, "targets", targets)
     kept = counted("error_terms", mask, targets.shape)
     predictions, targets = _widest(predictions, targets)

@@ -13,11 +13,12 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from fnn._base import Params, check_range, global_norm, scaled, wide
+from fnn._base import Params, check_range, global_norm, safe_divide, scaled, wide
 from fnn.optim._lifting import Optimizer, check_params
 from fnn.optim._transforms import stateless
 
 NonFinite = Literal["zero", "pass"]
+_SMALL = 2.0**-100
 
 
 def clip_by_value(limit: ArrayLike, *, nonfinite: NonFinite = "zero") -> Optimizer:
@@ -105,13 +106,16 @@ def scale_to_norm(
     grads: Params, norm: Array, max_norm: ArrayLike, nonfinite: NonFinite = "pass"
 ) -> Params:
     """Gradients with the norm `norm`, scaled to `max_norm` if the norm exceeds it."""
-    finite = jnp.isfinite(norm)
-    too_long = (norm > max_norm) & finite
-    scale = jnp.where(too_long, max_norm / jnp.where(too_long, norm, 1), 1)
+    limit, finite = jnp.asarray(max_norm, norm.dtype), jnp.isfinite(norm)
+    too_long = (norm > limit) & finite
+    # On a CPU a ratio like 1e-38 is 0, so a small one is two factors.
+    small = too_long & (norm > 1) & (safe_divide(limit, norm) < _SMALL)
+    first = jnp.where(small, _SMALL, 1).astype(norm.dtype)
+    second = jnp.where(too_long, safe_divide(limit, jnp.where(too_long, norm * first, 1)), 1)
 
     def clip(g: ArrayLike) -> Array:
         g = jnp.asarray(g)
-        clipped = scaled(wide(g), scale).astype(g.dtype)
+        clipped = scaled(scaled(wide(g), first), second).astype(g.dtype)
         return jnp.where(finite, clipped, 0) if nonfinite == "zero" else clipped
 
     return jax.tree.map(clip, grads)

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
@@ -94,7 +95,7 @@ def lift(
     def init(params: Params) -> dict[str, Any]:
         _check_floating(name, params, stored)
         count = jnp.zeros((), jnp.int32)
-        rate = _last_rate(_at(count, learning_rate))
+        rate = _last_rate(number_at(name, "learning_rate", learning_rate, count))
         return {"count": count, "last_rate": rate} | {
             slot: jax.tree.map(partial(_first, start=first, stored=stored.get(slot)), params)
             for slot, first in start.items()
@@ -108,7 +109,8 @@ def lift(
         check_same_trees(name, updates, {"params": params} | {s: state[s] for s in start})
         leaves, treedef = jax.tree.flatten(updates)
         count = state["count"]
-        rate, decay = _at(count, learning_rate), _at(count, weight_decay)
+        rate = number_at(name, "learning_rate", learning_rate, count)
+        decay = number_at(name, "weight_decay", weight_decay, count)
         t = next_count(count)
 
         absent = [None] * len(leaves)
@@ -194,8 +196,15 @@ def _last_rate(rate: ArrayLike) -> Array:
     return jnp.asarray(rate, float)
 
 
-def _at(count: Array, rate: Any) -> Any:
-    return rate(count) if callable(rate) else rate
+def number_at(name: str, argument: str, number: Any, count: Array) -> Any:
+    """The number, of a schedule the one at `count`."""
+    if not callable(number):
+        return number
+    value: Any = number(count)
+    if value is None or np.ndim(value):
+        came = "None" if value is None else f"shape {np.shape(value)}"
+        raise ValueError(f"{name}: the schedule {argument} returned {came}, expected a scalar")
+    return value
 
 
 def where_trained(grads: Params, params: Params) -> Params:

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from fnn._base import Params, abs_square, as_count, global_norm, real_dtype, safe_divide
+from fnn._base import Params, abs_square, as_count, global_norm, real_dtype, safe_divide, safe_sqrt
 from fnn.optim._groups import by_group
 from fnn.optim._lifting import (
     Number,
@@ -41,20 +41,22 @@ def _adafactor(
     *,
     smallest: int,
 ) -> tuple[Array, dict[str, Array]]:
-    b = 1 - t**-decay
+    new = t**-decay  # in the place of 1 - decay: 1 - (1 - 1e-6) has few digits
     square = abs_square(g) + eps
     axes = factored_axes(g.shape, smallest)
     if axes is None:
-        v = b * v + (1 - b) * square
-        root = jnp.sqrt(v)
+        v = (1 - new) * v + new * square
+        root = safe_sqrt(v)
     else:
         i, j = axes
-        v_row = b * v_row + (1 - b) * square.mean(j)
-        v_col = b * v_col + (1 - b) * square.mean(i)
+        v_row = (1 - new) * v_row + new * square.mean(j)
+        v_col = (1 - new) * v_col + new * square.mean(i)
         relative = safe_divide(v_row, v_row.mean(i - (i > j), keepdims=True))
-        root = jnp.sqrt(jnp.expand_dims(relative, j)) * jnp.sqrt(jnp.expand_dims(v_col, i))
+        root = safe_sqrt(jnp.expand_dims(relative, j)) * safe_sqrt(jnp.expand_dims(v_col, i))
     u = safe_divide(g, root)
-    u = u * (1 / jnp.maximum(1, _root_mean_square(u) / clip))
+    rms = _root_mean_square(u)
+    above = rms > clip  # not rms / clip, which is 0 / 0 for a clip of 0
+    u = u * jnp.where(above, clip / jnp.where(above, rms, 1), 1)
     size = 1.0 if p is None else jnp.maximum(_root_mean_square(p), 1e-3)
     return rate * size * u, {"v_row": v_row, "v_col": v_col, "v": v}
 

@@ -42,12 +42,12 @@ def _ademamix(
     if b3_warmup is None:
         m2 = b3 * m2 + (1 - b3) * g
     else:
-        s = jnp.minimum(t / b3_warmup, 1)
+        s = _share(t, b3_warmup)
         log_b3 = jnp.minimum(1 / ((1 - s) / _log(b1) + s / _log(b3)), _log(b3))
         m2 = jnp.exp(log_b3) * m2 - jnp.expm1(log_b3) * g
     nu = b2 * nu + (1 - b2) * abs_square(g)
     if alpha_warmup is not None:
-        alpha = alpha * jnp.minimum(t / alpha_warmup, 1)
+        alpha = alpha * _share(t, alpha_warmup)
     mixed = m1 * bias_correction(b1, t) + alpha * m2
     nu_hat = nu * bias_correction(b2, t)
     return rate * safe_divide(mixed, safe_sqrt(nu_hat) + eps), {"m1": m1, "m2": m2, "nu": nu}
@@ -104,4 +104,10 @@ def _log(b: Number) -> Array:
     """log(b), of a Python number in float64; -inf for 0."""
     if isinstance(b, float):
         return jnp.asarray(math.log(b) if b > 0 else -math.inf, float)
-    return jnp.log1p(b - 1)
+    positive = b > 0
+    return jnp.where(positive, jnp.log1p(jnp.where(positive, b, 0.5) - 1), -jnp.inf)
+
+
+def _share(t: Array, steps: Number) -> Array:
+    """t / steps, at most 1; t is 1 at least, so that the share of 0 steps is that of 1 step."""
+    return jnp.minimum(t / jnp.maximum(steps, 1), 1)

@@ -91,6 +91,8 @@ def reduce_on_plateau(
                 f"{name}: update came without value, expected the loss; make_train_step gives it,"
                 " elsewhere call update(grads, state, params, value=loss)"
             )
+        if jnp.ndim(value):
+            raise ValueError(f"{name}: value has shape {jnp.shape(value)}, expected one number")
         steps, mean = state["steps"] + 1, state["mean"]
         mean = mean + (jnp.asarray(value, mean.dtype) - mean) / steps.astype(mean.dtype)
         state = state | {"steps": steps, "mean": mean}

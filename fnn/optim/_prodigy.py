@@ -31,6 +31,7 @@ from fnn.optim._lifting import (
     check_learning_rate,
     check_params,
     check_same_trees,
+    number_at,
     where_trained,
 )
 
@@ -116,7 +117,8 @@ def prodigy(
         zeros = [_new(jnp.zeros_like, params) for _ in range(3)]
         return {
             "count": count,
-            "last_rate": d * jnp.asarray(_at(count, learning_rate), float),
+            "last_rate": d
+            * jnp.asarray(number_at("prodigy", "learning_rate", learning_rate, count), float),
             **dict(zip(("mu", "nu", "grad_sum"), zeros, strict=True)),
             "first": _new(jnp.array, params),  # a copy, since params may be donated
             "numerator": jnp.zeros((), float),
@@ -136,7 +138,8 @@ def prodigy(
 
         count, d = state["count"], state["distance"]
         t = next_count(count)
-        rate, decay = (number(_at(count, value)) for value in (learning_rate, weight_decay))
+        rate = number(number_at("prodigy", "learning_rate", learning_rate, count))
+        decay = number(number_at("prodigy", "weight_decay", weight_decay, count))
         delta = d * rate
         if correct:
             beta1, beta2 = number(b1), number(b2)
@@ -145,7 +148,9 @@ def prodigy(
         gain = d / number(d0)
 
         # The first pass, from which d is estimated: sums over all arrays.
-        numerator = _of(float, b3 if b3 is not None else number(b2) ** 0.5) * state["numerator"]
+        numerator = (
+            _of(float, number(b3) if b3 is not None else _root(number(b2))) * state["numerator"]
+        )
         norm = jnp.zeros((), float)
         decayed: list[Array] = []
         for i, (g, p, decays) in enumerate(zip(grads, ps, masks, strict=True)):
@@ -160,7 +165,7 @@ def prodigy(
                 of(gain * (d if safeguard_warmup else delta)),
                 as_number(b1, g.dtype),
                 as_number(b2, g.dtype),
-                as_number(b2, g.dtype) ** 0.5 if b3 is None else as_number(b3, g.dtype),
+                _root(as_number(b2, g.dtype)) if b3 is None else as_number(b3, g.dtype),
             )
             numerator = numerator + gain * delta * _of(float, product)
             norm = norm + _of(float, size)
@@ -189,6 +194,11 @@ def prodigy(
     return optax.with_extra_args_support(Optimizer(init, update))
 
 
+def _root(b: Number) -> Number:
+    """The square root; of a traced number with the derivative 0 at 0."""
+    return b**0.5 if isinstance(b, float) else safe_sqrt(b)
+
+
 def _new(make: Any, params: Params) -> Params:
     """A tree like params, in float32 at least."""
 
@@ -198,10 +208,6 @@ def _new(make: Any, params: Params) -> Params:
         return make(wide(p))
 
     return jax.tree.map(leaf, params)
-
-
-def _at(count: Array, rate: Any) -> Any:
-    return rate(count) if callable(rate) else rate
 
 
 def _of(dtype: Any, value: Any) -> Array:

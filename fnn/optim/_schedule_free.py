@@ -30,6 +30,7 @@ from fnn.optim._lifting import (
     check_hyper,
     check_learning_rate,
     lift,
+    number_at,
     of_squares,
 )
 
@@ -50,7 +51,9 @@ def _schedule_free_sgd(
 ) -> tuple[Array, dict[str, Array]]:
     z = z - rate * (g + weight_decay * p)
     max_rate = jnp.maximum(max_rate, rate)
-    weight = t**r * max_rate**weight_lr_power
+    moved = max_rate > 0  # a power of 0 has no finite derivative
+    power = jnp.where(moved, max_rate, 1) ** weight_lr_power
+    weight = t**r * jnp.where(moved, power, jnp.where(weight_lr_power == 0, 1, 0))
     weight_sum = weight_sum + weight
     c = safe_divide(weight, weight_sum)
     x = x + c * (z - x)
@@ -168,7 +171,7 @@ def _parts(
     warmup = as_count(name, "warmup_steps", warmup_steps, 0)
 
     def warming(count: Array) -> Array:
-        rate = learning_rate(count) if callable(learning_rate) else learning_rate
+        rate = number_at(name, "learning_rate", learning_rate, count)
         return jnp.asarray(rate, float) * jnp.minimum((count.astype(float) + 1) / warmup, 1)
 
     def zero(p: Array) -> Array:

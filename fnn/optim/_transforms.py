@@ -11,7 +11,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from fnn._base import Params, as_number, check_mask, check_range, resolve_mask, wide
+from fnn._base import Params, as_number, check_mask, check_range, resolve_mask, wide, wide_dtype
 from fnn.optim._lifting import Optimizer, check_optimizer, check_params, check_same_trees
 
 
@@ -53,7 +53,12 @@ def apply_updates(params: Params, updates: Params) -> Params:
                 f"apply_updates: an update is {jnp.result_type(u)}, but its parameter"
                 f" {jnp.result_type(p)}; expected a real update"
             )
-        total = wide(p) + jnp.asarray(u, wide(p).dtype)
+        if jnp.result_type(u) == jax.dtypes.float0:  # the gradient of a whole number
+            return jnp.asarray(p)
+        dtype = wide_dtype(p)
+        if not any(jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in (p, u)):
+            dtype = jnp.result_type(p)  # whole numbers, which float32 would round
+        total = jnp.asarray(p, dtype) + jnp.asarray(u, dtype)
         return total.astype(jnp.result_type(p))
 
     check_same_trees("apply_updates", updates, {"params": params}, "updates")

@@ -24,7 +24,7 @@ import optax
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from fnn._base import Params, as_count, check_range, next_count, paths, resolve_mask, wide
+from fnn._base import Params, as_count, as_ids, check_range, next_count, paths, resolve_mask, wide
 from fnn.optim._lifting import Optimizer, Schedule, check_optimizer, check_params
 from fnn.optim._magnitude import Scope, prune_more
 
@@ -77,7 +77,10 @@ def cubic_sparsity(
     check_range("cubic_sparsity", "initial", initial, 0, upto=1)
 
     def schedule(count: ArrayLike) -> Array:
-        done = (jnp.asarray(count, float) - begin) * (1 / steps)
+        count = jnp.asarray(count)
+        if jnp.issubdtype(count.dtype, jnp.integer):  # exact, also beyond float32's 2^24
+            count = as_ids(count)
+        done = jnp.asarray(count - begin, float) * (1 / steps)
         left = 1 - jnp.clip(done, 0, 1)
         target = jnp.asarray(final, float)
         return jnp.where(done < 0, 0, target + (initial - target) * left**3)
@@ -217,7 +220,7 @@ def prune_neurons(
     if fraction is not None:
         check_range("prune_neurons", "fraction", fraction, 0, upto=1)
         keep = [width - round(fraction * width) for width in widths]
-    keep = list(keep or [])
+    keep = [as_count("prune_neurons", "keep", k, 0) for k in np.ravel(np.asarray(keep, object))]
     if len(keep) != len(widths) or any(not 1 <= k <= w for k, w in zip(keep, widths, strict=True)):
         raise ValueError(
             f"prune_neurons: keep is {keep}, expected 1 to all of the hidden layers' {widths}"

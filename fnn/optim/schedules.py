@@ -21,7 +21,7 @@ import optax
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from fnn._base import as_count, check_range, number_of
+from fnn._base import as_count, as_ids, check_range, number_of
 from fnn.optim._lifting import Schedule
 
 
@@ -96,7 +96,7 @@ def steps(run: Run, start: ArrayLike, *, factor: ArrayLike, at: Sequence[Length]
     places = jnp.asarray([run.steps(length) for length in at], jnp.int32)
 
     def schedule(count: Array) -> Array:
-        passed = jnp.sum(jnp.asarray(count)[..., None] >= places, axis=-1)
+        passed = jnp.sum(_as_count(count)[..., None] >= places, axis=-1)
         return jnp.asarray(start, float) * jnp.asarray(factor, float) ** passed
 
     return schedule
@@ -142,14 +142,15 @@ def trapezoid(
         )
 
     def down(count: Array) -> Array:
-        s = jnp.clip((count - (total - fall)) / max(1, fall), 0, 1)
+        s = jnp.clip(count / max(1, fall), 0, 1)
         return 1 - (jnp.sqrt(s) if shape == "sqrt" else s)
 
     first = _between(_rising(rise), 0.0, peak)
     last = _between(down, end, peak) if fall else constant(peak)
 
     def schedule(count: Array) -> Array:
-        return jnp.where(jnp.asarray(count) < rise, first(count), last(count))
+        count = _as_count(count)
+        return jnp.where(count < rise, first(count), last(count - (total - fall)))
 
     return schedule
 
@@ -174,7 +175,7 @@ def inverse_square_root(
         return lax.rsqrt(1 + jnp.maximum(count + 1 - rise, 0) / scale)
 
     up, down = (_between(unit, 0.0, peak) for unit in (_rising(rise), falling))
-    return lambda count: jnp.where(jnp.asarray(count) < rise, up(count), down(count))
+    return lambda count: jnp.where(_as_count(count) < rise, up(count), down(count))
 
 
 def _rising(steps: int) -> Schedule:
@@ -193,7 +194,7 @@ def _then(steps: int, first: Schedule, second: Schedule) -> Schedule:
         return second
 
     def schedule(count: Array) -> Array:
-        count = jnp.asarray(count)
+        count = _as_count(count)
         return jnp.where(count < steps, first(count), second(count - steps))
 
     return schedule
@@ -215,7 +216,18 @@ def _check_rates(name: str, **rates: ArrayLike) -> None:
 
 
 def _plain(schedule: Schedule) -> Schedule:
-    return lambda count: jnp.asarray(schedule(_as_float(count)), float)
+    def of(count: Array) -> Array:
+        rate = jnp.asarray(schedule(_as_float(count)), float)
+        return jnp.broadcast_to(rate, jnp.shape(count))  # Optax's constant has no shape
+
+    return of
+
+
+def _as_count(count: ArrayLike) -> Array:
+    # In whole numbers, which are exact where float32 is not, beyond 2^24. A count of 8 bits or
+    # without a sign would wrap when a length is taken from it.
+    whole = jnp.issubdtype(jnp.result_type(count), jnp.integer)
+    return as_ids(count) if whole else jnp.asarray(count)
 
 
 def _as_float(count: ArrayLike) -> Array:

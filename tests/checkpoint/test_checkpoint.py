@@ -296,6 +296,7 @@ def test_float64_is_not_rounded_silently(tmp_path):
         ({"a": {"name": "relu"}}, TypeError, "a/name is str"),
         ({"a": np.array(["x"])}, TypeError, "a is an array of <U1"),
         ({"a": np.array([None])}, TypeError, "a is an array of object"),
+        ({"a": np.array([3], "m8[s]")}, TypeError, r"a is an array of timedelta64\[s\]"),
         ({"a": jax.ShapeDtypeStruct((2,), "float32")}, TypeError, "a is a ShapeDtypeStruct"),
         ({"a/b": 1, "a": {"b": 2}}, ValueError, "'a/b'"),
         ({"__metadata__": 1}, ValueError, "__metadata__"),
@@ -305,15 +306,20 @@ def test_float64_is_not_rounded_silently(tmp_path):
 def test_what_cannot_be_saved_says_so(tree, error, match, tmp_path):
     with pytest.raises(error, match=match):
         checkpoint.save(tmp_path / "x.safetensors", tree)
-    with pytest.raises(TypeError, match="JSON"):
-        checkpoint.save(tmp_path / "x.safetensors", {}, {"w": np.ones(2)})
+    for no_json in (np.ones(2), np.longdouble(1)):
+        with pytest.raises(TypeError, match="JSON"):
+            checkpoint.save(tmp_path / "x.safetensors", {}, {"w": no_json})
     assert not list(tmp_path.iterdir())
 
 
 def test_numbers_of_numpy_in_extra_are_numbers(tmp_path):
     path = tmp_path / "x.safetensors"
-    checkpoint.save(path, {}, {"best": np.float32(0.5), "epoch": np.int64(3)})
-    assert checkpoint.load(path, {})[1] == {"best": 0.5, "epoch": 3}
+    extra = {"best": np.float32(0.5), "epoch": np.int64(3), "sizes": {2: 1, 10: 2}}
+    checkpoint.save(path, {}, extra)
+    back = {"best": 0.5, "epoch": 3, "sizes": {"2": 1, "10": 2}}
+    assert checkpoint.load(path, {}, expect=extra)[1] == back
+    with pytest.raises(ValueError, match="other epoch: the file has 3, expected "):
+        checkpoint.load(path, {}, expect={"epoch": np.int64(4)})
 
 
 def test_some_leaves_by_name(tmp_path):

@@ -307,6 +307,9 @@ def test_nested_dicts_without_like(tmp_path):
     assert isinstance(back["params"]["hidden"]["b"], jax.Array)
     assert [type(back[name]) for name in ("n", "rate", "z")] == [int, float, complex]
     assert type(back["wide"]) is np.ndarray  # JAX would round it
+    checkpoint.save(path, np.ones(2, np.longdouble))  # which JAX has not
+    assert checkpoint.load(path)[0].dtype == np.longdouble
+    checkpoint.save(path, tree, EXTRA)
     with jax.enable_x64(True):
         assert isinstance(checkpoint.load(path)[0]["wide"], jax.Array)
     with pytest.raises(ValueError, match="other epoch: the file has 3, expected 4"):

@@ -1,8 +1,61 @@
-"""Made-up results of a plan: nothing is compiled or trained."""
+"""A problem that trains in a moment, a rule, and made-up results of a plan."""
 
+from functools import partial
+
+import jax
 import numpy as np
 
+import fnn
+from fnn.compare import Problem, compare_optimizers
+from fnn.compare._problem import Parts
 from fnn.compare._protocol import Result
+from fnn.optim import Optimizer
+
+
+def drawn(seed, rows):
+    x = np.random.default_rng(seed).normal(size=(rows, 4)).astype(np.float32)
+    return x, (x @ np.float32([1, -2, 0.5, 0]) > 0).astype(np.int32)
+
+
+def loss(params, batch, key):
+    x, labels = batch
+    return fnn.cross_entropy(fnn.dense(params, x), labels)
+
+
+def scores(params, batch):
+    x, labels = batch
+    logits = fnn.dense(params, x)
+    return {"accuracy": fnn.accuracy(logits, labels), "loss": fnn.cross_entropy(logits, labels)}
+
+
+TINY = Problem(
+    name="tiny",
+    data=lambda: Parts(drawn(0, 32), drawn(1, 24), drawn(2, 40)),
+    init=lambda key: fnn.dense_init(key, 4, 2),
+    loss=loss,
+    scores=scores,
+    score="accuracy",
+    better="higher",
+    epochs=3,
+    batch_size=10,
+    rates=(0.01, 0.1),
+    target=0.9,
+)
+
+
+def plain_sgd(learning_rate, scale=1.0):
+    """p <- p - rate scale g.
+
+    Written by the user.
+    """
+
+    def update(grads, state, params=None):
+        return jax.tree.map(lambda g: -learning_rate * scale * g, grads), state
+
+    return Optimizer(lambda params: (), update)
+
+
+small = partial(compare_optimizers, problem=TINY, trial_seeds=2, seeds=3)
 
 
 def result_of(plan, rule, valid=None):

@@ -13,8 +13,9 @@ import time
 import jax
 import pytest
 
-from fnn.compare._cli import FILES, main, prepare_jax, replayed
-from fnn.compare._comparison import documented, write_report
+from fnn.compare._cli import main, prepare_jax
+from fnn.compare._commands import FILES, member_of
+from fnn.compare._comparison import RENDERS, documented, write_report
 from fnn.compare._plan import Settings, plan_of
 from fnn.compare._protocol import results
 from fnn.compare._store import Store
@@ -29,10 +30,11 @@ ARGUMENTS += ["--epochs", "2", "--batch-size", "512", "--hidden"]
 def command(tmp_path, monkeypatch, capsys):
     """command(*arguments) -> (exit code, stdout, stderr), with made-up results of the first rule.
 
-    ``meanwhile()`` is called when the first rule is done, before another piece of work begins.
+    ``meanwhile()`` is called when the first rule is done, before another piece of work begins. The
+    picture is drawn only if it is asked for, as that takes longer than all the rest.
     """
 
-    def run(*arguments, meanwhile=lambda: None):
+    def run(*arguments, meanwhile=lambda: None, drawn=False):
         def done_already(plan, store, tell):
             run.plan = plan
             tell(0, 5, "adam by hand")
@@ -40,8 +42,10 @@ def command(tmp_path, monkeypatch, capsys):
             meanwhile()
             tell(5, 5, "the next rule")
 
+        if not drawn:
+            monkeypatch.setitem(RENDERS, "comparison.png", lambda *_: bytes(2000))
         monkeypatch.setattr("fnn.compare._cli.prepare_jax", lambda devices: None)
-        monkeypatch.setattr("fnn.compare._cli.results", done_already)
+        monkeypatch.setattr("fnn.compare._commands.results", done_already)
         monkeypatch.setattr(sys, "argv", ["fnn", "compare", "--out", str(tmp_path), *arguments])
         with pytest.raises(SystemExit) as exit:
             main()
@@ -56,7 +60,7 @@ def files(folder):
 
 def test_the_command(command, tmp_path):
     out = tmp_path / "deep" / "out"
-    code, said, error = command(*ARGUMENTS, "--out", str(out))
+    code, said, error = command(*ARGUMENTS, "--out", str(out), drawn=True)
     assert (code, error) == (0, "")  # no bar where there is no terminal
     assert command.plan.problem.name == "digits"
     assert command.plan.points == {"adam": [{"learning_rate": 0.01}, {"learning_rate": 0.1}]}
@@ -71,6 +75,7 @@ def test_the_command(command, tmp_path):
     document = json.loads((out / "comparison.json").read_text())
     assert document["command"].startswith("fnn compare --problem digits --rules adam --tune")
     assert document["findings"][0] in said
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_rules_of_ones_own_stand_beside_the_others(command, tmp_path):
@@ -139,7 +144,7 @@ def test_a_reproduction_that_is_interrupted_says_so(command, monkeypatch):
         tell("the next cell")
         pytest.fail("it went on")
 
-    monkeypatch.setattr("fnn.compare._reproduce.reproduce", reproduce)
+    monkeypatch.setattr("fnn.compare._commands.reproduce", reproduce)
     said = (130, "", "fnn compare: interrupted; nothing was written\n")
     assert command("--reproduce", "wilson-overfit") == said
 
@@ -171,7 +176,7 @@ def test_a_member_again(command, tmp_path):
 )
 def test_a_member_that_is_not_named(words, sentence):
     with pytest.raises(ValueError, match=sentence):
-        replayed(words)
+        member_of(words)
 
 
 @pytest.mark.parametrize(

@@ -1,79 +1,29 @@
-"""Rules, plans, pieces and the protocol, on a problem that trains in a moment."""
+"""Pieces, the protocol and its document, on a problem that trains in a moment."""
 
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import fnn
-from fnn.compare import DEFAULT, RULES, Problem, compare_optimizers, replay_member
+from fnn.compare import _pieces as pieces
 from fnn.compare import _protocol as protocol
+from fnn.compare import replay_member
 from fnn.compare._cost import kernels_of
 from fnn.compare._document import as_json, command_of, document_of, plain, read_document
 from fnn.compare._plan import Settings, plan_of
-from fnn.compare._problem import Parts
-from fnn.compare._rules import SAME_RULE, contained, rule_of
-from fnn.compare._run import at_point, evaluated, key_of, one_bit_more, scheduled
+from fnn.compare._rule import SAME_RULE
+from fnn.compare._run import key_of
 from fnn.compare._store import kept
-from fnn.compare._tuning import parse_axis, point_text
-from fnn.compare._twins import update_difference
-from fnn.optim import Optimizer, optax_wrappers
-from tests.compare.made_up import result_of
+from fnn.compare._tuning import point_text
+from tests.compare.made_up import TINY, plain_sgd, result_of, small
 from tests.comparison_document import comparison
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-
-
-def drawn(seed, rows):
-    x = np.random.default_rng(seed).normal(size=(rows, 4)).astype(np.float32)
-    return x, (x @ np.float32([1, -2, 0.5, 0]) > 0).astype(np.int32)
-
-
-def loss(params, batch, key):
-    x, labels = batch
-    return fnn.cross_entropy(fnn.dense(params, x), labels)
-
-
-def scores(params, batch):
-    x, labels = batch
-    logits = fnn.dense(params, x)
-    return {"accuracy": fnn.accuracy(logits, labels), "loss": fnn.cross_entropy(logits, labels)}
-
-
-TINY = Problem(
-    name="tiny",
-    data=lambda: Parts(drawn(0, 32), drawn(1, 24), drawn(2, 40)),
-    init=lambda key: fnn.dense_init(key, 4, 2),
-    loss=loss,
-    scores=scores,
-    score="accuracy",
-    better="higher",
-    epochs=3,
-    batch_size=10,
-    rates=(0.01, 0.1),
-    target=0.9,
-)
-
-
-def plain_sgd(learning_rate, scale=1.0):
-    """p <- p - rate scale g.
-
-    Written by the user.
-    """
-
-    def update(grads, state, params=None):
-        return jax.tree.map(lambda g: -learning_rate * scale * g, grads), state
-
-    return Optimizer(lambda params: (), update)
-
-
-small = partial(compare_optimizers, problem=TINY, trial_seeds=2, seeds=3)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +37,7 @@ def entry(document, name):
     return next(rule for rule in document["rules"] if rule["name"] == name)
 
 
-# --- the whole ----------------------------------------------------------------------------------
+# --- the whole ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -153,7 +103,7 @@ def test_a_member_is_the_program_of_the_readme(document):
     @jax.jit
     def accuracy(key):
         init_key, fit_key = jax.random.split(key)
-        step = fnn.make_train_step(loss, fnn.adam(rate))
+        step = fnn.make_train_step(TINY.loss, fnn.adam(rate))
         ts = step.init(fnn.dense_init(init_key, 4, 2))
         ts, _ = fnn.fit(step, ts, data.train, fit_key, epochs=3, batch_size=10)
         x, labels = data.test
@@ -174,7 +124,7 @@ def test_the_command_in_the_document_makes_the_same_plan():
     assert words[words.index("--trials") + 1] == "14"
 
 
-# --- a member again -----------------------------------------------------------------------------
+# --- a member again -------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -203,7 +153,7 @@ def test_a_file_that_is_no_comparison(tmp_path):
             read_document(path)
 
 
-# --- the document of made-up results ------------------------------------------------------------
+# --- the document of made-up results --------------------------------------------------------------
 
 
 def made(*valid):
@@ -230,7 +180,7 @@ def test_a_rule_that_always_diverges_has_no_best_and_no_edge():
     assert sgd["expected_best"] == [None, None]
 
 
-# --- pieces -------------------------------------------------------------------------------------
+# --- pieces ---------------------------------------------------------------------------------------
 
 
 class StopError(Exception):
@@ -260,7 +210,7 @@ def trained(monkeypatch):
         done.append(members[0])
         return real(plan, program, members, size)
 
-    monkeypatch.setattr(protocol, "compiled", lambda *_: protocol.Compiled(program, 0.0))
+    monkeypatch.setattr(protocol, "compiled", lambda *_: pieces.Compiled(program, 0.0))
     monkeypatch.setattr(protocol, "trained", counted)
     monkeypatch.setattr(protocol, "update_program", lambda *_: ())
     monkeypatch.setattr(protocol, "cost_of", lambda *_: {"flops": np.float64(1)})
@@ -274,11 +224,12 @@ def test_which_member_is_meant(trained, monkeypatch):
 
     program = protocol.compiled().program
     monkeypatch.setattr("fnn.compare._plan.problem_of", lambda name: TINY)
-    monkeypatch.setattr("fnn.compare._comparison.alone", alone)
+    monkeypatch.setattr("fnn.compare._replay.alone", alone)
     document = small([plain_sgd], tune=["scale=0.5,2"])  # a rule of one's own, found by its module
     (rule,) = document["rules"]
     best = rule["final"]["point"]
-    for name in ("plain_sgd", __name__, f"{__name__}:plain_sgd"):
+    home = plain_sgd.__module__
+    for name in ("plain_sgd", home, f"{home}:plain_sgd"):
         for point in (best, {}):  # fresh seeds are of the chosen point
             first, second = replay_member(document, name, point, "fresh", 2)
             assert first.startswith(f"plain_sgd at {point_text(best)}, seed=2: accuracy ")
@@ -376,10 +327,10 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
 def test_the_size_of_a_piece(monkeypatch):
     plan = plan_of(Settings(["sgd"], TINY))
     devices = len(jax.devices())
-    assert protocol.piece_size(plan, 8) % devices == 0
-    assert protocol.piece_size(plan, 21, 20) == 24
-    monkeypatch.setattr(protocol, "_seconds_of_a_member", lambda plan: 600.0)
-    assert protocol.piece_size(plan, 21, 20) == devices  # a long run: as little as can be lost
+    assert pieces.piece_size(plan, 8) % devices == 0
+    assert pieces.piece_size(plan, 21, 20) == 24
+    monkeypatch.setattr(pieces, "_seconds_of_a_member", lambda plan: 600.0)
+    assert pieces.piece_size(plan, 21, 20) == devices  # a long run: as little as can be lost
 
 
 def test_no_score_of_the_test_rows_is_kept_of_a_search(tmp_path, trained):
@@ -390,298 +341,7 @@ def test_no_score_of_the_test_rows_is_kept_of_a_search(tmp_path, trained):
     }  # fmt: skip
 
 
-# --- a rule at a point --------------------------------------------------------------------------
-
-
-def test_scheduled():
-    def rates(steps, **shape):
-        rate = scheduled(jnp.float32(2.0), steps, **shape)
-        return np.array([rate(jnp.int32(t)) for t in range(steps)])
-
-    np.testing.assert_allclose(rates(4, warmup=0.5), [1, 2, 2, 2])
-    np.testing.assert_allclose(rates(4, final=0.0), [2, 1.5, 1, 0.5])
-    np.testing.assert_allclose(rates(4, final=0.5), [2, 1.75, 1.5, 1.25])
-    np.testing.assert_allclose(rates(8, warmup=0.25, stable=0.5), [1, 2, 2, 2, 2, 1.5, 1, 0.5])
-    np.testing.assert_allclose(rates(4, warmup=0.5, final=0.0), [1, 2, 2, 1])
-    np.testing.assert_allclose(rates(3, warmup=0.0, stable=1.0, final=0.0), [2, 2, 2])
-
-
-@pytest.mark.slow
-def test_reserved_axes_reach_the_run():
-    """Clipping at a norm that no gradient has changes nothing; the rest does."""
-    axes = ["learning_rate=0.1", "clip_norm=0.01,1e9", "warmup=0,0.5", "final=0,1"]
-    document = small(["sgd"], tune=axes, trial_seeds=1)
-    digest = {
-        tuple(trial["point"].values())[1:]: trial["digest"][0]
-        for trial in document["rules"][0]["trials"]
-    }
-    assert len(set(digest.values())) == 8
-    plain = small(["sgd"], tune=["learning_rate=0.1"], trial_seeds=1)
-    assert digest[1e9, 0, 1] == plain["rules"][0]["trials"][0]["digest"][0]
-
-
-@pytest.mark.slow
-def test_hyperparameters_reach_the_rule():
-    """momentum without momentum is sgd, bit for bit; and so is the inclusion check's idea."""
-    document = small(["sgd", "momentum"], tune=["momentum.decay=0,0.9", "sgd.warmup=0,0.2"])
-    sgd, momentum = document["rules"]
-    at = {tuple(t["point"].values()): t["digest"] for t in momentum["trials"]}
-    for trial in sgd["trials"]:
-        if trial["point"]["warmup"] == 0:
-            assert at[trial["point"]["learning_rate"], 0.0] == trial["digest"]
-    assert [(i["rule"], i["contains"]) for i in document["inclusion"]] == [("momentum", "sgd")]
-
-
-def test_schedule_free_is_evaluated_at_its_average():
-    params = {"w": jnp.array([1.0, -2.0])}
-    mine = fnn.optim.schedule_free_adamw(0.1)
-    update, p, state = jax.jit(mine.update), params, mine.init(params)
-    for _ in range(3):
-        updates, state = update({"w": 2 * p["w"]}, state, p)
-        p = fnn.apply_updates(p, updates)
-    for make in (fnn.optim.schedule_free_adamw, optax_wrappers.schedule_free_adamw):
-        step = fnn.make_train_step(lambda p, b, k: (p["w"] ** 2).sum(), make(0.1))
-        ts = step.init(params)
-        for _ in range(3):
-            ts, _ = step(ts, jnp.zeros(1), jax.random.key(0))
-        found = evaluated(ts)
-        assert not np.allclose(found["w"], ts.params["w"])
-        np.testing.assert_allclose(found["w"], state["x"]["w"], rtol=1e-5)
-
-
-def test_one_bit_more():
-    more = one_bit_more({"learning_rate": 0.1, "b1": 0.9})
-    assert np.float32(more["learning_rate"]).view(np.int32) - np.float32(0.1).view(np.int32) == 1
-    assert more["b1"] == 0.9
-
-
-def test_fresh_seeds_take_no_part_in_the_search():
-    keys = [
-        tuple(jax.random.key_data(key_of(k, s)).tolist())
-        for k in ("trial", "fresh")
-        for s in range(50)
-    ]
-    assert len(set(keys)) == 100
-
-
-# --- twins --------------------------------------------------------------------------------------
-
-
-def apart(hand, twin, rate=0.1):
-    plan = plan_of(Settings(["sgd"], TINY, epochs=10))
-    return update_difference(plan, hand, twin, {"learning_rate": rate})
-
-
-def adam_without_bias_correction(rate):
-    def init(params):
-        return jax.tree.map(jnp.zeros_like, (params, params))
-
-    def update(grads, state, params=None):
-        m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, state[0], grads)
-        v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, state[1], grads)
-        return jax.tree.map(lambda m, v: -rate * m / (jnp.sqrt(v) + 1e-8), m, v), (m, v)
-
-    return Optimizer(init, update)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("wrong", "by"),
-    [
-        (lambda rate: fnn.adamw(1.01 * rate), 0.01),
-        (lambda rate: fnn.adamw(rate, b2=0.9991), 1e-4),
-        (adam_without_bias_correction, 1e-1),
-        (lambda rate: fnn.adam(rate), 1e-6),  # the weight decay is missing
-    ],
-)
-def test_a_wrong_rule_is_caught(wrong, by):
-    assert apart(wrong, optax_wrappers.adamw) > by > SAME_RULE
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.twin])
-def test_the_same_rule_is_found_to_be_the_same(name):
-    for rate in (0.001, 0.1):
-        assert apart(RULES[name].make, RULES[name].twin, rate) < 0.1 * RULES[name].same_below
-
-
-@pytest.mark.slow
-def test_a_twin_that_is_another_rule_is_said_to_be():
-    rule = fnn.compare.Rule("lazy", fnn.adam, twin=lambda rate: optax.adam(0.99 * rate))
-    document = small([rule])
-    assert document["rules"][0]["twin_final"]["apart_by"] == "rules"
-
-
-# --- rules --------------------------------------------------------------------------------------
-
-TREE = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_every_rule_takes_what_it_says(name):
-    """Each hyperparameter as a traced number, beside a traced rate; the twin its own."""
-    rule = RULES[name]
-    for make, takes in ((rule.make, rule.takes), (rule.twin_for([]), ())):
-        if make is None:
-            continue
-
-        def moved(rate, hyper, make=make):
-            optimizer = make(rate, **hyper)
-            return optimizer.update(TREE, optimizer.init(TREE), TREE)[0]
-
-        out = jax.eval_shape(moved, jnp.float32(0.1), dict.fromkeys(takes, jnp.float32(0.5)))
-        assert jax.tree.structure(out) == jax.tree.structure(TREE)
-    assert rule.formula
-
-
-def test_all_rules_of_fnn_are_there():
-    """Every rule of the door, by its docstring's formula and its first argument."""
-    skip = {"clip_by_global_norm", "decay_weights", "lift"}
-    for name in fnn.optim.__all__:
-        value = getattr(fnn.optim, name)
-        first = getattr(value, "__code__", None) and value.__code__.co_varnames[:1]
-        if first == ("learning_rate",) and name not in skip:
-            assert name in RULES
-    assert set(DEFAULT) <= set(RULES)
-
-
-def test_twins_of_rules_that_are_tuned_further():
-    assert RULES["adam"].twin_for(["b1", "clip_norm"]) is optax_wrappers.adam
-    assert RULES["adam"].twin_for(["eps_root"]) is None
-    assert RULES["soap"].twin_for([]) is None
-
-
-def test_what_contains_what():
-    def searched(*texts):
-        return [parse_axis(text) for text in texts]
-
-    assert contained(RULES["momentum"], searched("decay=0..0.9")) == ["sgd"]
-    assert contained(RULES["momentum"], searched("decay=0.5..0.9")) == []
-    assert contained(RULES["momentum"], searched("learning_rate=0.1,1")) == []
-    assert contained(RULES["adamw"], searched("weight_decay=0,0.1")) == ["adam"]
-    around = "alpha=0,5", "weight_decay=0,0.1"  # 1e-4 lies between the values, but is none of them
-    assert contained(RULES["ademamix"], searched(*around)) == ["adam"]
-    around = "alpha=0,5", "weight_decay=0,0.0001,0.1"
-    assert contained(RULES["ademamix"], searched(*around)) == ["adam", "adamw"]
-
-
-def test_a_rule_of_ones_own(tmp_path, monkeypatch):
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "import fnn\nHELPER = 1\ndef _inner(learning_rate): ...\n"
-        "def other(x): ...\ndef mine(learning_rate, decay=0.9, n: int = 5, flag=False):\n"
-        "    'A formula.'\n    return fnn.momentum(learning_rate, decay)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    for text in (str(path), f"{path}:mine", "mine:mine"):
-        rule = rule_of(text)
-        assert (rule.name, rule.takes, rule.formula) == ("mine", ("decay",), "A formula.")
-        assert rule.twin is None
-    assert rule_of(fnn.adam) is RULES["adam"]
-    assert rule_of(plain_sgd).by == __name__
-    monkeypatch.setattr(plain_sgd, "__module__", "__main__")  # of a program that is run
-    assert rule_of(plain_sgd).by.endswith("tests/compare/test_protocol.py")
-
-
-RULE = "def mine(learning_rate):\n    return None\n"
-
-
-@pytest.mark.parametrize(
-    ("source", "name", "sentence"),
-    [
-        (None, "", "there is no file"),
-        ("x = ", "", "does not import: SyntaxError"),
-        ("import nothing_at_all", "", "does not import: ModuleNotFoundError"),
-        ("x = 1", "", r"does not define a rule, a function \(learning_rate"),
-        (RULE + RULE.replace("mine", "two"), "", "defines several rules; choose one, as in"),
-        (RULE, ":mien", "does not define 'mien'; did you mean mine?"),
-        ("def f(rate): ...", ":f", "takes rate first, expected a function"),
-        ("def adam(learning_rate): ...", "", "has a name that fnn's own rule has"),
-    ],
-)
-def test_a_rule_that_cannot_be_taken(source, name, sentence, tmp_path):
-    path = tmp_path / "my_rules.py"
-    if source is not None:
-        path.write_text(source)
-    with pytest.raises(ValueError, match=sentence) as caught:
-        rule_of(f"{path}{name}")
-    assert "\n" not in str(caught.value)
-
-
-def no_optimizer(learning_rate):
-    return learning_rate
-
-
-def broken(learning_rate):
-    raise RuntimeError("of the user")
-
-
-def leaving(learning_rate):
-    raise SystemExit(0)
-
-
-def needs(learning_rate, strength):
-    return fnn.sgd(learning_rate)
-
-
-def too_wide(learning_rate):
-    return Optimizer(lambda p: (), lambda g, s, p: (jax.tree.map(lambda g: g[None], g), s))
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"rules": []}, "rules is empty, expected some of: sgd, momentum"),
-        ({"rules": {"../adam": fnn.adam}}, "rules has the name '../adam', expected one without"),
-        ({"rules": ["adm"]}, "unknown rule 'adm', .*; did you mean adam?"),
-        ({"rules": ["sgd", "sgd"]}, "a rule is named twice: sgd, sgd"),
-        ({"rules": [no_optimizer]}, "no_optimizer .* fails: TypeError"),
-        ({"rules": [broken]}, "broken .* fails: RuntimeError: of the user"),
-        ({"rules": [leaving]}, "leaving .* fails: SystemExit: 0"),
-        ({"rules": [needs]}, "needs takes strength, which has no default; expected --tune"),
-        ({"rules": [too_wide]}, "too_wide .* fails|too_wide .* returns updates of other shapes"),
-        ({"seeds": 0}, "seeds is 0, expected at least 1"),
-        ({"trial_seeds": 0}, "trial_seeds is 0, expected at least 1"),
-        ({"epochs": 0}, "epochs is 0, expected at least 1"),
-        ({"batch_size": 33}, "batch_size 33 exceeds the 32 training rows"),
-        ({"order": "old"}, "order is 'old', expected 'new' or 'same'"),
-        ({"how": "random"}, "how is 'random', expected 'grid' or 'sobol'"),
-        ({"target": "high"}, "target is 'high', expected a number"),
-        ({"tune": ["b9=0.9,0.99"]}, "adam does not take b9, expected one of: learning_rate"),
-        (
-            {"rules": ["sgd", "adam"], "tune": ["b2=0.9,0.99"]},
-            "sgd does not take b2, .*; adam.b2=... tunes it for adam only",
-        ),
-        ({"tune": ["adm.b1=0.9,0.99"]}, "'adm' is no rule of this comparison"),
-        ({"tune": ["b1=0.9..0.5"]}, "the range is empty"),
-        ({"tune": ["b1=0..0.5:log"]}, "expected > 0 on a log scale"),
-        ({"tune": ["learning_rate=0.1..1"], "how": "grid"}, "expected a number of trials"),
-        ({"tune": ["b1=0.9,0.8"], "trials": 5}, "trials is 5, expected 4"),
-        ({"rules": ["sgd", "adam"], "tune": ["adam.b1=0.9,0.8"]}, "the same number of trials"),
-        ({"hidden": (4,)}, "hidden sizes came with the problem tiny, expected digits"),
-    ],
-)  # fmt: skip
-def test_settings_that_cannot_be_run(settings, sentence):
-    with pytest.raises((ValueError, TypeError), match=sentence) as caught:
-        plan_of(Settings(**({"rules": ["adam"], "problem": TINY} | settings)))
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith("fnn compare: ")
-
-
-def test_every_rule_gets_the_same_number_of_trials():
-    given = {"rules": ["sgd", "adam"], "problem": TINY}
-    plan = plan_of(Settings(**given, tune=["adam.b1=0.8..0.95"]))
-    assert (plan.how, plan.trials) == ("sobol", 16)
-    assert [len(points) for points in plan.points.values()] == [16, 16]
-    assert set(plan.points["adam"][0]) == {"learning_rate", "b1"}
-    assert set(plan.points["sgd"][0]) == {"learning_rate"}
-    assert plan_of(Settings(**given)).points["adam"] == [
-        {"learning_rate": 0.01}, {"learning_rate": 0.1},
-    ]  # fmt: skip
-    assert at_point(fnn.adam, 12, {"learning_rate": 0.1, "b1": 0.8}).init(TREE)
-
-
-# --- numbers ------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 def test_plain_numbers():
@@ -712,9 +372,9 @@ ENTRY %main (a: f32[2], b: f32[2]) -> (f32[2], f32[2]) {
 
 
 def test_bits_are_told_apart():
-    first = protocol.digest_of([np.float32([0.0, 1.0])])
+    first = pieces.digest_of([np.float32([0.0, 1.0])])
     assert first == hashlib.sha256(np.float32([0.0, 1.0]).tobytes()).digest()
-    assert first != protocol.digest_of([np.float32([-0.0, 1.0])])
+    assert first != pieces.digest_of([np.float32([-0.0, 1.0])])
 
 
 def test_threads_end_with_the_bench():

@@ -12,15 +12,19 @@ from scipy.stats import qmc
 from fnn.compare._tuning import (
     RESERVED,
     Axis,
+    check_names,
     check_taken,
     edge,
-    parse_axes,
     parse_axis,
     point_text,
     points,
 )
 
 RATE = "learning_rate=0.001..1:log"
+
+
+def axes_of(text):
+    return [parse_axis(part) for part in text.split()]
 
 
 @pytest.mark.parametrize(
@@ -98,19 +102,15 @@ def test_errors_are_one_sentence(text, message):
 
 
 def test_no_name_twice():
-    assert [a.name for a in parse_axes([f"{RATE} b1=0.9", "b2=0..0.9"])] == [
-        "learning_rate",
-        "b1",
-        "b2",
-    ]
+    check_names(axes_of(f"{RATE} b1=0.9 b2=0..0.9"))
     with pytest.raises(ValueError, match=r"b1=0\.8: b1 is already tuned by b1=0\.9, expected each"):
-        parse_axes(["b1=0.9 b1=0.8"])
+        check_names(axes_of("b1=0.9 b1=0.8"))
     with pytest.raises(ValueError, match="already tuned"):
         points([Axis("b", values=(1.0,)), Axis("b", values=(2.0,))])
 
 
 def test_names_that_a_rule_does_not_take():
-    axes = parse_axes(["b2=0.9", RATE, "warmup=0,0.1"])
+    axes = axes_of(f"b2=0.9 {RATE} warmup=0,0.1")
     check_taken(axes, "adam", ["b1", "b2", "eps"])
     with pytest.raises(
         ValueError,
@@ -126,7 +126,7 @@ def test_names_that_a_rule_does_not_take():
 
 
 def test_grid_of_one_range():
-    rates = [p["learning_rate"] for p in points(parse_axes(["learning_rate=1e-5..1e2:log"]), 36)]
+    rates = [p["learning_rate"] for p in points(axes_of("learning_rate=1e-5..1e2:log"), 36)]
     np.testing.assert_allclose(rates, np.geomspace(1e-5, 1e2, 36), rtol=1e-5)
     assert rates[0] == 1e-5
     assert rates[-1] == 1e2
@@ -142,12 +142,12 @@ def test_grid_of_one_range():
 
 
 def test_grid_of_many_axes():
-    axes = parse_axes(["b1=0.9,0.95 learning_rate=0.01..1:log weight_decay=0..0.1"])
+    axes = axes_of("b1=0.9,0.95 learning_rate=0.01..1:log weight_decay=0..0.1")
     got = points(axes, 18)
     expected = itertools.product((0.9, 0.95), (0.01, 0.1, 1), (0, 0.05, 0.1))
     assert [tuple(p.values()) for p in got] == list(expected)
     assert list(got[0]) == ["b1", "learning_rate", "weight_decay"]
-    listed = parse_axes(["b1=0.9,0.95 b2=0.99"])
+    listed = axes_of("b1=0.9,0.95 b2=0.99")
     assert (
         points(listed) == points(listed, 2) == [{"b1": 0.9, "b2": 0.99}, {"b1": 0.95, "b2": 0.99}]
     )
@@ -175,7 +175,7 @@ def test_grid_of_many_axes():
 )
 def test_a_grid_has_exactly_the_trials(text, trials, expected):
     with pytest.raises(ValueError) as info:  # noqa: PT011
-        points(parse_axes([text]), trials)
+        points(axes_of(text), trials)
     assert expected in str(info.value)
 
 
@@ -190,7 +190,7 @@ def test_a_large_cube_is_found():
 
 
 def test_sobol_is_scipys_on_each_scale():
-    axes = parse_axes([f"{RATE} b2=0.9..0.9999:log1m weight_decay=-1..1"])
+    axes = axes_of(f"{RATE} b2=0.9..0.9999:log1m weight_decay=-1..1")
     unit = qmc.Sobol(3, seed=np.random.default_rng(7)).random_base2(4)
     expected = np.stack(
         [10 ** (3 * unit[:, 0] - 3), 1 - 10 ** (-1 - 3 * unit[:, 1]), 2 * unit[:, 2] - 1], 1
@@ -200,7 +200,7 @@ def test_sobol_is_scipys_on_each_scale():
 
 
 def test_a_larger_search_begins_with_a_smaller_one():
-    axes = parse_axes([f"{RATE} b1=0,0.9"])
+    axes = axes_of(f"{RATE} b1=0,0.9")
     many = points(axes, 40, "sobol")
     assert points(axes, 11, "sobol") == many[:11]
     assert points(axes, 1, "sobol") == many[:1]
@@ -210,7 +210,7 @@ def test_a_larger_search_begins_with_a_smaller_one():
 
 
 def test_sobol_points_are_spread_and_short():
-    axes = parse_axes([f"{RATE} b1=0,0.5,0.8,0.9 final=0.5 b2=0.9..0.9999:log1m"])
+    axes = axes_of(f"{RATE} b1=0,0.5,0.8,0.9 final=0.5 b2=0.9..0.9999:log1m")
     got = points(axes, 64, "sobol")
     decades = np.floor(np.log10([p["learning_rate"] for p in got]) + 3)
     np.testing.assert_allclose(np.bincount(decades.astype(int)), 64 / 3, atol=2)
@@ -238,7 +238,7 @@ def test_points_say_what_is_wrong():
 
 
 def test_edges_of_a_grid():
-    axes = parse_axes([f"{RATE} b1=0.8,0.9,0.95 eps=1 b2=0.9..0.9999:log1m"])
+    axes = axes_of(f"{RATE} b1=0.8,0.9,0.95 eps=1 b2=0.9..0.9999:log1m")
     grid = points(axes, 3 * 36**2)
     for point in grid:
         expected = [
@@ -265,7 +265,7 @@ def test_edges_of_sobol_points_are_five_percent_of_the_scale():
 
 
 def test_nothing_lies_beyond_some_edges():
-    axes = parse_axes(["weight_decay=0..0.1 warmup=0,0.1 final=0,1 stable=0.5..1 momentum=0..1"])
+    axes = axes_of("weight_decay=0..0.1 warmup=0,0.1 final=0,1 stable=0.5..1 momentum=0..1")
     none = {"weight_decay": 0.0, "warmup": 0.0, "final": 1.0, "stable": 1.0, "momentum": 0.0}
     assert edge(axes, none) == []
     some = {"weight_decay": 0.1, "warmup": 0.1, "final": 0.0, "stable": 0.5, "momentum": 1.0}

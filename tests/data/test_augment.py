@@ -288,6 +288,13 @@ def test_mixup_draws_from_the_beta(alpha):
     assert keep.var() == pytest.approx(variance, rel=0.1)
 
 
+def test_mixing_at_the_ends_of_alpha():
+    for alpha, kept in ((1e-38, [0, 1]), (np.inf, [0.5])):
+        assert np.isin(kept_shares(alpha), kept).all()
+    none = jnp.zeros((2, 0, 3, 1))  # images without pixels
+    assert augment.cutmix(KEY, none, jnp.arange(2), classes=2)[0].shape == none.shape
+
+
 def test_cutmix_labels_are_the_share_of_the_area():
     images = jnp.broadcast_to(jnp.arange(1.0, 65)[:, None, None, None], (64, 9, 7, 2))
     y, q = jax.jit(lambda: augment.cutmix(KEY, images, jnp.arange(64), classes=64))()

@@ -1,4 +1,4 @@
-"""scikit-learn's own checks, its own networks, and formulas in NumPy as authorities."""
+"""scikit-learn's networks and formulas in NumPy as authorities; its checks are in test_checks."""
 
 import pickle
 import subprocess
@@ -21,7 +21,6 @@ from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_sp
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fnn
 from fnn.estimators import FnnClassifier, FnnRegressor
@@ -49,14 +48,6 @@ def regressor(**options):
 def equal(a, b):
     pairs = zip(a.coefs_ + a.intercepts_, b.coefs_ + b.intercepts_, strict=True)
     return all(np.array_equal(one, other) for one, other in pairs)
-
-
-# A program compiles for every shape, and the checks have many: one to two minutes.
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:SCIPY_ARRAY_API")
-@parametrize_with_checks([FnnClassifier(), FnnRegressor()])
-def test_scikit_learns_checks(estimator, check):
-    check(estimator)
 
 
 # --- what it computes -----------------------------------------------------------------------------

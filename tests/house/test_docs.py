@@ -13,6 +13,8 @@ import pytest
 
 import fnn
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 ROOT = Path(__file__).parents[2]
 HOW_TO = sorted(page.stem for page in ROOT.glob("docs/how-to/*.md") if page.stem != "index")
 

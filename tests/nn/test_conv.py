@@ -255,6 +255,13 @@ def test_nan_and_infinity_in_a_window():
     np.testing.assert_array_equal(y[0, :, 0], [np.nan, -np.inf])
     np.testing.assert_array_equal(vjp(jnp.ones_like(y))[0][0, :, 0], [0, 1, 0, 1, 0, 0])
     assert jnp.isnan(fnn.nn.global_max_pool(x))[0, 0]
+    # Neither the padding nor a place that does not count takes the place of the first -inf.
+    y, vjp = jax.vjp(lambda x: fnn.max_pool(x, (3,), padding=1), x[:, 3:])
+    np.testing.assert_array_equal(vjp(jnp.ones_like(y))[0][0, :, 0], [1, 0, 0])
+    mask = jnp.asarray([[False, False, False, False, True, True]])
+    y, vjp = jax.vjp(lambda x: fnn.nn.global_max_pool(x, mask=mask), x)
+    assert y == -np.inf
+    np.testing.assert_array_equal(vjp(jnp.ones_like(y))[0][0, :, 0], [0, 0, 0, 0, 1, 0])
 
 
 def test_means_of_half_precision_are_those_of_float32():
@@ -353,6 +360,11 @@ def test_the_outputs_of_a_transpose_have_one_variance_at_every_stride(size):
             lambda: fnn.conv_init(KEY, 3, 8, 3, groups=2),
             ValueError,
             "conv_init: in_dim 3 and out_dim 8 do not divide into 2 groups",
+        ),
+        (
+            lambda: fnn.max_pool(jnp.zeros((1, 3, 2), jnp.complex64), (2,)),
+            TypeError,
+            "max_pool: x is complex64, expected real numbers",
         ),
         (
             lambda: fnn.max_pool(jnp.zeros((3, 2)), 2),

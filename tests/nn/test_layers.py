@@ -361,6 +361,13 @@ def test_dropout_keeps_the_expectation(dropped):
         np.testing.assert_allclose(np.unique(np.asarray(y)), [0, 3 / (1 - rate)], rtol=1e-6)
 
 
+def test_dropout_rounds_once_in_half_precision():
+    x = jnp.linspace(1, 2, 300, dtype=jnp.bfloat16)
+    y = np.asarray(fnn.dropout(KEY, x, 0.3), np.float32)
+    once = np.asarray(x.astype(np.float32) * np.float32(1 / 0.7)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(y[y > 0], once.astype(np.float32)[y > 0])
+
+
 def test_dropout_does_nothing_without_a_key_or_rate():
     x = jnp.ones(3)
     assert fnn.dropout(None, x, 0.5) is x

@@ -46,6 +46,8 @@ def test_derivatives_where_the_formulas_join():
     assert grads == dict.fromkeys(REGRESSION, 0)
     assert jax.grad(fnn.huber)(jnp.float32(2.0), jnp.float32(0), 2.0) == 2
     assert jax.grad(fnn.huber)(jnp.float32(-9.0), jnp.float32(0), 2.0) == -2
+    by_x = jax.grad(lambda x: fnn.huber(x, jnp.zeros(3), 2.0).sum())
+    np.testing.assert_array_equal(by_x(jnp.asarray([np.inf, -np.inf, np.nan])), [2, -2, np.nan])
     with pytest.raises(ValueError, match="huber: delta is 0, expected a number > 0"):
         fnn.huber(jnp.ones(1), jnp.ones(1), 0)
 
@@ -130,6 +132,9 @@ def test_a_masked_logit_costs_nothing():
         value, grad = jax.value_and_grad(lambda x, y=labels: fnn.cross_entropy(x, y)[0])(logits)
         assert np.isfinite(value)
         assert np.isfinite(grad).all()
+    # Smoothing takes the label out and asks for all classes: not 0 * inf, but inf.
+    for labels in (jnp.asarray([2]), jnp.asarray([[0.0, 0.0, 1.0]])):
+        assert fnn.cross_entropy(logits, labels, label_smoothing=1.0) == np.inf
 
 
 def test_certainty_that_is_right_costs_nothing_and_wrong_all():

@@ -506,6 +506,7 @@ def test_an_average_over_one_label_is_that_label():
         (lambda: metrics.binary_counts(LOGITS[:, 0], LABELS[:3]), ValueError, r"binary_counts: logits have shape \(1003,\), but labels"),
         (lambda: metrics.confusion(LOGITS, LABELS[:3]), ValueError, r"confusion: labels have shape \(3,\)"),
         (lambda: metrics.class_counts(LOGITS, LABELS, jnp.ones(3)), ValueError, r"class_counts: mask has shape \(3,\), expected \(1003,\)"),
+        (lambda: metrics.error_terms(jnp.ones(2, complex), jnp.ones(2)), TypeError, "error_terms: predictions are complex64, expected real numbers"),
         (lambda: metrics.f1(jnp.ones((2, 3))), ValueError, r"f1: counts have shape \(2, 3\), expected \[classes, classes\]"),
         (lambda: metrics.recall(jnp.ones((2, 2)), average="weighted"), ValueError, "recall: average is 'weighted', expected None, 'macro' or 'micro'"),
         (lambda: metrics.calibration_error(LABELS, LABELS), ValueError, r"calibration_error: probabilities are int32\[1003\], expected floating point"),

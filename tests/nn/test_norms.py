@@ -273,6 +273,27 @@ def test_no_row_that_counts_keeps_the_state(rows):
     assert np.isfinite(grads).all()
 
 
+def norms_of_rows(x, ones):
+    return fnn.layer_norm(ones, x), fnn.nn.rms_norm(ones, x)
+
+
+def test_an_overflow_is_nan_and_no_zero():
+    ones = fnn.layer_norm_init(4)
+    x = jnp.asarray([[1e25, 2e25, 3e25, 4e25], [1.0, 2.0, 3.0, 4.0]])
+    y = train(ones, {"mean": jnp.zeros(4), "var": jnp.ones(4)}, x)[0]
+    assert jnp.isnan(y).all()
+    for y in jax.jit(norms_of_rows)(x, ones):
+        assert (jnp.isnan(y) == jnp.asarray([[True], [False]])).all()
+
+
+def test_norms_of_complex_numbers_have_the_square_of_their_size():
+    x = np.asarray(normal(3, 4)) + 1j * np.asarray(normal(3, 4, seed=1), float)
+    centred = x - x.mean(-1, keepdims=True)
+    formulas = [y / np.sqrt((abs(y) ** 2).mean(-1, keepdims=True) + 1e-5) for y in (centred, x)]
+    found = norms_of_rows(jnp.asarray(x, jnp.complex64), {"scale": jnp.ones(4)})
+    chex.assert_trees_all_close(list(found), formulas, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "x", [jnp.full((1, 4), 7.0), jnp.full((6, 4), 1e4 + 0.1)], ids=["one row", "constant"]
 )
@@ -409,6 +430,11 @@ PARAMS, STATE = (
             lambda: fnn.layer_norm(PARAMS(4), jnp.zeros((2, 4), int)),
             TypeError,
             "layer_norm: x is int32, expected floating point",
+        ),
+        (
+            lambda: train(PARAMS(4), STATE, jnp.zeros((2, 4), jnp.complex64)),
+            TypeError,
+            "batch_norm: x is complex64, expected real numbers",
         ),
         (
             lambda: fnn.nn.group_norm(PARAMS(4), jnp.zeros((2, 4)), groups=3),

@@ -36,6 +36,9 @@ def test_penalties_are_of_weights_alone():
         grads["hidden"], {"w": 2 * PARAMS["hidden"]["w"], "b": jnp.zeros(2)}
     )
     assert l2({"w": jnp.full(4, 300, jnp.float16)}) == 360000  # beyond float16
+    complex_w = {"w": jnp.asarray([3 + 4j, 0], jnp.complex64)}
+    assert (l1(complex_w), l2(complex_w)) == (5, 25)
+    assert l1(complex_w).dtype == l2(complex_w).dtype == jnp.float32
     with jax.enable_x64(True):
         assert l2({"w": jnp.ones(2, jnp.float64)}).dtype == jnp.float64
 

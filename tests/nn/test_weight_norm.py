@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import fnn
 from fnn.nn import weight_norm, weight_norm_init
@@ -33,6 +34,14 @@ def test_a_layer_of_given_weights_is_that_layer(name):
     assert normed.keys() == {"v", "g", "b"}
     chex.assert_trees_all_close(weight_norm(normed), params, rtol=1e-6)
     chex.assert_trees_all_close(layer(weight_norm(normed), x), layer(params, x), atol=1e-5)
+
+
+def test_a_complex_weight_has_a_real_length():
+    w = lax.complex(normal(5, 3), normal(5, 3, seed=1))
+    normed = weight_norm_init({"w": w})
+    np.testing.assert_allclose(normed["g"], np.linalg.norm(w, axis=0), rtol=1e-6)
+    assert normed["g"].dtype == jnp.float32
+    np.testing.assert_allclose(weight_norm(normed)["w"], w, rtol=1e-5)
 
 
 def test_w_is_the_formula_and_does_not_depend_on_the_length_of_v():

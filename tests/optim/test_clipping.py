@@ -113,6 +113,10 @@ def test_clip_by_global_norm():
     huge, tiny = clip_globally(tree(3e20, 4e20), 1.0), clip_globally(tree(3e-25, 4e-25), 1e-30)
     chex.assert_trees_all_close(huge, tree(0.6, 0.8))
     chex.assert_trees_all_close(tiny, tree(6e-31, 8e-31))
+    # The ratio 1 / 2.5e38 is no normal number of float32, and limits of 0 divide nothing by 0.
+    for g, limit in ((5e37, 1.0), (5e29, 1e-9), (5e-10, 0.0)):
+        found = clip_globally(tree(3 * g, 4 * g), limit)
+        chex.assert_trees_all_close(found, tree(0.6 * limit, 0.8 * limit), rtol=1e-6)
     half = clip_globally({"a": jnp.full(4, 300, jnp.float16)}, 1.0)["a"]
     chex.assert_trees_all_equal(half, jnp.full(4, 0.5, jnp.float16))
 
@@ -151,9 +155,10 @@ def test_clipping_has_derivatives():
 
     by_g = jax.jit(jax.jacobian(clip))
     by_norm = jax.jit(jax.grad(lambda max_norm, g: clip(g, max_norm).sum()))
-    for g in (jnp.zeros(3), jnp.array([3.0, 4.0, 0.0])):
+    for g in (jnp.zeros(3), jnp.array([3.0, 4.0, 0.0]), jnp.array([3e37, 4e37, 0.0])):
         assert jnp.isfinite(by_g(g)).all()
-        assert jnp.isfinite(by_norm(1.0, g))
+        for max_norm in (0.0, 1.0):
+            assert jnp.isfinite(by_norm(max_norm, g))
 
 
 def test_the_derivatives_are_those_of_g_over_its_norm():

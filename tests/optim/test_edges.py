@@ -86,7 +86,8 @@ MORE = [
     ("muon", "weight_decay"), ("muon", "eps"), ("nadamw", "momentum_decay"), ("ademamix", "b3_warmup"),
     ("ademamix", "alpha_warmup"), ("schedule_free_sgd", "r"), ("schedule_free_adamw", "weight_lr_power"),
     ("prodigy", "b3"), ("prodigy", "growth_rate"), ("soap", "b1"), ("soap", "eps"), ("soap", "shampoo_beta"),
-    ("soap", "weight_decay"),
+    ("soap", "weight_decay"), ("rprop", "learning_rate"), ("rprop", "shrink"), ("rprop", "grow"),
+    ("rprop", "smallest"), ("rprop", "largest"),
 ]  # fmt: skip
 
 
@@ -137,6 +138,15 @@ def test_counts_may_be_numpys():
 
 
 # --- schedules ----------------------------------------------------------------------------------
+
+
+def test_a_schedule_gives_one_number():
+    for optimizer in (fnn.sgd(lambda count: jnp.ones(1)), fnn.optim.prodigy(lambda count: [1.0])):
+        with pytest.raises(ValueError, match=r"(sgd|prodigy): the schedule learning_rate returned shape \(1,\), expected a scalar"):  # fmt: skip
+            optimizer.init(P)
+    optimizer = fnn.adamw(0.1, weight_decay=lambda count: None)
+    with pytest.raises(ValueError, match="adamw: the schedule weight_decay returned None"):
+        optimizer.update(P, optimizer.init(P), P)
 
 
 def test_lengths_of_every_kind():

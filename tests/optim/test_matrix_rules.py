@@ -79,6 +79,36 @@ def test_adafactor_of_matrices_is_optaxs():
     assert state["v"]["small"].shape == (2, 9)
 
 
+def test_adafactor_after_30_million_steps_and_at_the_ends_of_its_numbers():
+    """1 - (1 - 3e-8) is 0 or 6e-8 in float32; a second moment that is a mean moved no more."""
+    optimizer, count = fnn.adafactor(0.1, decay=1.0), 3 * 10**7
+
+    @jax.jit
+    def second_moment(p, v):
+        state = optimizer.init(p) | {"count": jnp.int32(count - 1), "v": v}
+        return optimizer.update(1e4 * p, state, p)[1]["v"]
+
+    found = second_moment(jnp.ones(2), jnp.zeros(2))
+    np.testing.assert_allclose(found, 1e8 / count, rtol=1e-6)
+
+    @jax.jit
+    def derivatives(g, numbers):
+        def moved(g, numbers):
+            rule = fnn.adafactor(0.1, smallest_factored=2, **numbers)
+            state = rule.init(jnp.ones_like(g))
+            for _ in range(2):
+                updates, state = rule.update(g, state, jnp.ones_like(g))
+            return updates.sum()
+
+        return jax.value_and_grad(moved, (0, 1))(g, numbers)
+
+    for g in (jnp.zeros((2, 2)), jnp.zeros(3), jnp.array([[0.0, 0.0], [1.0, 2.0]])):
+        for clip in (0.0, 1.0):
+            found = derivatives(g, {"eps": 0.0, "clip": clip, "decay": 0.8})
+            chex.assert_tree_all_finite(found)
+            assert found[0] == 0 or (clip and g.any())
+
+
 def test_orthogonalize_makes_singular_values_one():
     x = np.random.default_rng(0).normal(size=(30, 12))
     u, _, vt = np.linalg.svd(x, full_matrices=False)

@@ -333,6 +333,28 @@ def test_ademamix_warms_up_along_the_half_life():
                 np.testing.assert_allclose(found, expected, rtol=rtol)
 
 
+def test_derivatives_by_numbers_at_their_ends_are_finite():
+    """By warm-ups of 0 steps, decays of 0, and a rate of 0 whose power is 0."""
+    ends = {
+        "ademamix": {"b1": 0.0, "b3_warmup": 4.0, "alpha_warmup": 4.0},
+        "ademamix ": {"b3": 0.0, "b3_warmup": 4.0},
+        "ademamix  ": {"b3_warmup": 0.0, "alpha_warmup": 0.0},
+        "schedule_free_sgd": {"learning_rate": 0.0, "weight_lr_power": 0.0},
+        "schedule_free_sgd ": {"learning_rate": 0.0, "weight_lr_power": 0.5},
+        "prodigy": {"b2": 0.0},
+    }
+
+    @jax.jit
+    def grads(ends):
+        def moved(numbers, rule):
+            rule = getattr(optim, rule.strip())(**({"learning_rate": 0.1} | numbers))
+            return path(rule, jnp.ones(2), jnp.array([[0.5, 0.0], [0.1, 0.0]])).sum()
+
+        return {name: jax.grad(moved)(numbers, name) for name, numbers in ends.items()}
+
+    chex.assert_tree_all_finite(grads(ends))
+
+
 def prodigy_in_numpy(params, grads, *, growth=np.inf, safeguard=False, l2=0.0, d0=0.01):
     """prodigyopt 1.1.2 for a list of arrays, without bias correction."""
     first, d, d_max, r = [p.copy() for p in params], d0, d0, 0.0

@@ -113,6 +113,7 @@ def test_a_step_that_is_not_taken_does_not_count():
         (lambda: reduce_on_plateau(0.5, 0), ValueError, "reduce_on_plateau: patience is 0, expected at least 1"),
         (lambda: reduce_on_plateau(0.5, every=2.5), TypeError, "reduce_on_plateau: every is 2.5, expected a whole number"),
         (lambda: reduce_on_plateau(0.5, min_scale=2), ValueError, "reduce_on_plateau: min_scale is 2"),
+        (lambda: reduce_on_plateau().update(jnp.ones(2), {}, value=jnp.ones(1)), ValueError, r"reduce_on_plateau: value has shape \(1,\), expected one number"),
         (lambda: reduce_on_plateau().update(jnp.ones(2), {}), TypeError, "reduce_on_plateau: update came without value, expected the loss"),
     ],
 )  # fmt: skip

@@ -112,6 +112,8 @@ def test_apply_mask_and_sparsity():
         (lambda: pruning.prune_neurons(PARAMS), "expected either fraction or keep"),
         (lambda: pruning.prune_neurons(PARAMS, fraction=2.0), "prune_neurons: fraction is 2.0"),
         (lambda: pruning.prune_neurons(PARAMS, keep=[13]), r"keep is \[13\], expected 1 to all of .* \[12\]"),
+        (lambda: pruning.prune_neurons(PARAMS, keep=np.array([13, 1])), r"keep is \[13, 1\], expected 1 to"),
+        (lambda: pruning.prune_neurons(PARAMS, keep=13), r"keep is \[13\], expected 1 to"),
         (lambda: pruning.prune_neurons(PARAMS, fraction=1.0), r"keep is \[0\], expected 1 to"),
     ],
 )  # fmt: skip

@@ -1,3 +1,5 @@
+from unittest.mock import ANY
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import optax
 import pytest
 
 import fnn
+from fnn.optim.pruning import cubic_sparsity
 from fnn.optim.schedules import (
     Epochs,
     Run,
@@ -85,6 +88,23 @@ def test_trapezoid_is_the_papers():
     np.testing.assert_allclose(rates(trapezoid(run, 0.1, warmup=0, decay=0), 12), 0.1)
     up = rates(trapezoid(run, 0.1, warmup=1.0, decay=0), 12)
     np.testing.assert_allclose(up, 0.1 * np.minimum(np.arange(1, 13) / 10, 1), rtol=1e-6)
+
+
+def test_the_end_of_a_run_of_more_steps_than_float32_can_count():
+    total, t = 2**24 + 41, np.arange(21)
+    run, count = Run(epochs=1, rows=total, batch_size=1), jnp.arange(total - 20, total + 1)
+    falling = {
+        "trapezoid": (trapezoid(run, 1.0, warmup=0, decay=20), 1 - t / 20),
+        "cosine": (warmup_cosine(run, 1.0, warmup=total - 20), np.cos(np.pi * t / 40) ** 2),
+        "sparsity": (cubic_sparsity(1.0, 20, begin=total - 20), 1 - (1 - t / 20) ** 3),
+        "constant": (constant(1.0), np.ones(21)),  # of this shape too
+    }
+    at = jax.jit(lambda count: {name: schedule(count) for name, (schedule, _) in falling.items()})
+    found = at(count)
+    for name, (_, expected) in falling.items():
+        np.testing.assert_allclose(found[name], expected, atol=1e-6, err_msg=name)
+    for small in (np.int8(9), np.uint32(9)):  # less a length they would wrap
+        assert at(small) == {"trapezoid": 1, "cosine": ANY, "sparsity": 0, "constant": 1}
 
 
 def test_inverse_square_root_is_vaswanis():

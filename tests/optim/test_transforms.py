@@ -31,3 +31,14 @@ def test_keywords_reach_whoever_takes_them():
     ):
         state = jax.eval_shape(optimizer.init, PARAMS)
         jax.eval_shape(optimizer.update, GRADS, state, PARAMS, value=jnp.float32(0.1))
+
+
+def test_whole_numbers_are_added_exactly():
+    """2^24 + 1 is no float32. The gradient of a whole number is float0, as JAX has it."""
+    n, w = jnp.int32(2**24 + 1), jnp.float32(1.0)
+    assert fnn.apply_updates({"n": n}, {"n": jnp.int32(1)})["n"] == 2**24 + 2
+    params = {"n": n, "w": w}
+    grads = jax.grad(lambda p: 2 * p["w"], allow_int=True)(params)
+    optimizer = fnn.by_path({"n": fnn.freeze(), "w": fnn.sgd(0.25)})
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    chex.assert_trees_all_equal(fnn.apply_updates(params, updates), {"n": n, "w": w / 2})

@@ -2,7 +2,7 @@
 
 ``python -m tests.training.killed FOLDER KILLS`` exits with 1 if the end is not, bit for bit, that
 of a run that nobody killed. Its processes are forked from one that has imported everything and
-started no backend, and share compiled programs: twenty lives in seconds.
+started no backend, and share compiled programs: six lives in seconds.
 """
 
 import os
@@ -20,7 +20,7 @@ import numpy as np
 import fnn
 
 EPOCHS = 300
-SECONDS_OF_AN_EPOCH = 0.01  # at least: a life is a few epochs, on a fast machine too
+SECONDS_OF_AN_EPOCH = 0.002  # at least: a life is some epochs, most of whose time is a save
 
 
 def forked(work: Callable[[], None]) -> int:

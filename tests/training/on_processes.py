@@ -3,6 +3,7 @@
 ``python -m tests.training.on_processes SCENARIO FOLDER ADDRESS COUNT INDEX`` is one process.
 """
 
+import functools
 import os
 import signal
 import sys
@@ -19,7 +20,9 @@ import fnn
 EPOCHS = 6
 
 
+@functools.cache
 def split_step(devices=None):
+    """One step for all runs on these devices, so that each program compiles once."""
     from tests.nets import linear_loss_fn
 
     return fnn.training.data_parallel(fnn.make_train_step(linear_loss_fn, fnn.sgd(0.1)), devices)
@@ -42,7 +45,7 @@ def watched(folder, devices=None, epochs=EPOCHS, **options):
     """A run of `train`, with everything that only one process may do."""
     from tests.nets import KEY, LABELS, X, linear_init
 
-    step = split_step(devices)
+    step = split_step(devices and tuple(devices))
     data = (X[:80], LABELS[:80])
     ts = step.init(linear_init())
     return fnn.train(
@@ -131,7 +134,7 @@ def everything(folder, devices=None):
     """The same, and of `fit`, `evaluate`, `predict` and `train_on_batches`."""
     from tests.nets import KEY, LABELS, X, linear_init
 
-    step, data = split_step(devices), (X, LABELS)
+    step, data = split_step(devices and tuple(devices)), (X, LABELS)
     ts, history = fnn.fit(step, step.init(linear_init()), data, KEY, epochs=2, batch_size=16)
     found = ts.params, history["loss"], jax.jit(evaluated)(ts, data), streamed(devices)
     return trained(folder, devices) | {f"fit{name}": leaf for name, leaf in named(found).items()}
@@ -163,12 +166,11 @@ def sweep_scenario(folder, index):
         print(error)
 
 
-def searched_scenario(folder, index):
-    np.savez(folder / f"{index}.npz", **searched(folder))
-
-
 def everything_scenario(folder, index):
-    np.savez(folder / f"{index}.npz", **everything(folder / "run"))
+    """In one start: what is computed, what is searched, and mistakes."""
+    np.savez(folder / f"{index}.npz", **everything(folder / "everything"))
+    np.savez(folder / f"searched{index}.npz", **searched(folder / "searched"))
+    mistakes(folder, index)
 
 
 def trained_scenario(folder, index):
@@ -179,7 +181,7 @@ def broken_hook(ts, epoch, metrics):
     raise ZeroDivisionError("of the hook")
 
 
-def mistakes_scenario(folder, index):
+def mistakes(folder, index):
     for options in ({"hook": broken_hook}, {"folder": folder / str(index % 2)}):
         try:
             watched(**{"folder": folder / "run", "epochs": 1, "progress": False} | options)

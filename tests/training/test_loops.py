@@ -302,8 +302,12 @@ def test_the_advice_for_scalar_losses_works():
     def scalar(params, batch, key):
         return scaled(params, batch, key).mean()
 
-    for options in ({"tail": "drop"}, {"batch_size": 10}):
-        chex.assert_trees_all_close(fit(scalar, **options), fit(scaled, **options), rtol=1e-6)
+    @jax.jit
+    def both():
+        options = ({"tail": "drop"}, {"batch_size": 10})
+        return [[fit(loss, **given) for given in options] for loss in (scalar, scaled)]
+
+    chex.assert_trees_all_close(*both(), rtol=1e-6)
 
 
 # --- steps of one's own ---------------------------------------------------------------------------
@@ -393,36 +397,32 @@ RESUME = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
-import fnn
-from tests.nets import LABELS, X, linear_dropout_loss_fn, linear_init
+from tests.training.test_loops import fit_by_adamw
 
-load = sys.argv[1]
-step = fnn.make_train_step(linear_dropout_loss_fn, fnn.adamw(0.01), clip_norm=1.0)
-ts = step.init(linear_init())
-leaves, treedef = jax.tree.flatten(ts)
-if load:
-    leaves = [jnp.asarray(leaf) for leaf in np.load(load).values()]
-start, data = jax.tree.unflatten(treedef, leaves), (X, LABELS)
-for epochs, save in zip(map(int, sys.argv[2::2]), sys.argv[3::2]):
-    fit = lambda ts: fnn.fit(step, ts, data, jax.random.key(5), epochs=epochs, batch_size=16)
-    ts, history = jax.jit(fit)(start)
-    np.savez(save, *jax.tree.leaves(ts))
-    np.save(save + ".loss.npy", history["loss"])
+leaves = {name: jnp.asarray(leaf) for name, leaf in np.load(sys.argv[1]).items() if name != "loss"}
+fit_by_adamw(list(leaves.values()), 13, sys.argv[2])
 """
+
+
+def fit_by_adamw(leaves, epochs, save):
+    """Go on from these leaves of a train state, from the start without; save the end."""
+    step = fnn.make_train_step(linear_dropout_loss_fn, fnn.adamw(0.01), clip_norm=1.0)
+    start, treedef = jax.tree.flatten(step.init(linear_init()))
+    fit = jax.jit(partial(fnn.fit, step, epochs=epochs, batch_size=16))
+    ts, history = fit(treedef.unflatten(leaves or start), (X, LABELS), jax.random.key(5))
+    np.savez(save, *jax.tree.leaves(ts), loss=history["loss"])
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_in_a_new_process_bit_for_bit(tmp_path):
-    def fit(load, *epochs_and_save):
-        command = [sys.executable, "-c", RESUME, load, *map(str, epochs_and_save)]
-        subprocess.run(command, check=True, timeout=300)
-
-    fit("", 20, tmp_path / "whole.npz", 7, tmp_path / "part.npz")
-    fit(tmp_path / "part.npz", 13, tmp_path / "rest.npz")
-    whole, rest = (list(np.load(tmp_path / name).values()) for name in ("whole.npz", "rest.npz"))
+    names = [str(tmp_path / f"{name}.npz") for name in ("whole", "part", "rest")]
+    fit_by_adamw(None, 20, names[0])
+    fit_by_adamw(None, 7, names[1])
+    subprocess.run([sys.executable, "-c", RESUME, *names[1:]], check=True, timeout=300)
+    whole, part, rest = (dict(np.load(name)) for name in names)
+    losses = np.concatenate([part.pop("loss"), rest.pop("loss")])
+    np.testing.assert_array_equal(whole.pop("loss"), losses)
     chex.assert_trees_all_equal(whole, rest)
-    losses = [np.load(tmp_path / f"{name}.npz.loss.npy") for name in ("whole", "part", "rest")]
-    np.testing.assert_array_equal(losses[0], np.concatenate(losses[1:]))
 
 
 def test_a_run_goes_on_bit_for_bit(one_run, tmp_path):

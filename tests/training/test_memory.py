@@ -100,7 +100,7 @@ STEP = fnn.make_train_step(lambda p, batch, key: p * batch, fnn.sgd(0.1))
 OPTIONS = {"epochs": 1, "batch_size": 2}
 
 def fresh(i):
-    array = jnp.full(250_000, float(i))
+    array = jnp.full(2_000_000, float(i))
     return lambda ts, data: {"loss": ts.params * array[0] + array.sum()}
 
 def by_jit(i):
@@ -124,10 +124,10 @@ START = STEP.init(jnp.ones(()))
 for use in (by_jit, by_train, by_sweep):
     use(0)
     before = megabytes()
-    for i in range(15):
+    for i in range(6):
         use(i)
     print(megabytes() - before)
-assert not [a for a in jax.live_arrays() if a.shape == (250_000,)]
+assert not [a for a in jax.live_arrays() if a.shape == (2_000_000,)]
 """
 
 
@@ -140,7 +140,7 @@ def test_many_calls_grow_no_more_than_fresh_jits_do():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     plain, *ours = map(float, done.stdout.split())
-    assert max(ours) < 2 * max(plain, 15.0)  # 15 arrays that are kept would be 15 MB
+    assert max(ours) < 2 * max(plain, 8.0)  # 6 arrays that are kept would be 48 MB
 
 
 # --- where the data are ---------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def test_a_run_is_where_its_data_are():
     start = STEP.init(jnp.ones(()))
     elsewhere = jax.device_put(start, devices[5])
     expected = train().last.params
-    for ts, device in ((start, devices[0]), (start, devices[3]), (elsewhere, devices[0])):
+    for ts, device in ((start, devices[3]), (elsewhere, devices[0])):
         rows = jax.device_put(ROWS, device)
         last = fnn.train(STEP, ts, rows, KEY, epochs=1, batch_size=2, progress=False).last
         assert last.params.devices() == {device}

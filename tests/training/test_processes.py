@@ -80,34 +80,56 @@ def test_a_sweep_is_the_same_on_every_process_and_can_be_read(tmp_path, programs
         assert "sweep: keys of process 1 is not that of process 0" in outs[index]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("what", "count", "devices"), [("everything", 2, 2), ("trained", 4, 1)])
-def test_several_processes_compute_what_one_does(what, count, devices, tmp_path, programs):
-    all_well(started(what, tmp_path, programs, count, devices))
-    expected = getattr(on_processes, what)(tmp_path / "one", jax.devices()[:4])
-    assert expected.pop("hooked") == on_processes.EPOCHS // 2
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, programs):
+    """What two processes of two devices have said, and the folder of what they computed."""
+    folder = tmp_path_factory.mktemp("two")
+    return all_well(started("everything", folder, programs, 2, 2)), folder
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """What one process of four devices computes."""
+    return on_processes.everything(tmp_path_factory.mktemp("one"), jax.devices()[:4])
+
+
+def check_what_was_computed(folder, count, expected):
     for index in range(count):
-        found = dict(np.load(tmp_path / f"{index}.npz"))
+        found = dict(np.load(folder / f"{index}.npz"))
         assert found.pop("hooked") == (on_processes.EPOCHS // 2 if index == 0 else 0)
-        assert found.keys() == expected.keys()
-        for name, values in expected.items():
-            np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+        assert found.keys() == expected.keys() - {"hooked"}
+        for name, values in found.items():
+            np.testing.assert_allclose(values, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.slow
-def test_a_population_and_a_race_are_those_of_one_process_bit_for_bit(tmp_path, programs):
-    all_well(started("searched", tmp_path, programs, 2))
-    expected = on_processes.searched(tmp_path / "one")
-    again = on_processes.searched(tmp_path)  # one process reads what the two have written
-    for found in (again, *(dict(np.load(tmp_path / f"{index}.npz")) for index in range(2))):
+def test_two_processes_compute_what_one_does(two, one):
+    assert one["hooked"] == on_processes.EPOCHS // 2
+    check_what_was_computed(two[1], 2, one)
+
+
+@pytest.mark.slow
+def test_four_processes_compute_what_one_does(one, tmp_path, programs):
+    all_well(started("trained", tmp_path, programs, 4))
+    trained = {name: values for name, values in one.items() if not name.startswith("fit")}
+    check_what_was_computed(tmp_path, 4, trained)
+
+
+@pytest.mark.slow
+def test_a_population_and_a_race_are_those_of_one_process_bit_for_bit(two, tmp_path):
+    _, folder = two
+    expected = on_processes.searched(tmp_path)
+    again = on_processes.searched(folder / "searched")  # one process reads what two have written
+    both = (dict(np.load(folder / f"searched{index}.npz")) for index in range(2))
+    for found in (again, *both):
         assert found.keys() == expected.keys()
         for name, values in expected.items():
             np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
 @pytest.mark.slow
-def test_an_error_of_one_process_is_told_to_all(tmp_path, programs):
-    first, second = all_well(started("mistakes", tmp_path, programs, 2))
+def test_an_error_of_one_process_is_told_to_all(two):
+    (first, second), _ = two
     assert "ZeroDivisionError of the hook" in first
     assert "RuntimeError train: process 0 ended with ZeroDivisionError: of the hook" in second
     for out in (first, second):
@@ -117,9 +139,15 @@ def test_an_error_of_one_process_is_told_to_all(tmp_path, programs):
 # --- how they end -------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return on_processes.watched(folder, jax.devices()[:2], progress=False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("hit", [0, 1])
-def test_a_killed_process_ends_the_others_and_fewer_go_on(hit, tmp_path, programs):
+def test_a_killed_process_ends_the_others_and_fewer_go_on(hit, whole, tmp_path, programs):
     variables = {"HIT": hit, "SIGNAL": int(signal.SIGKILL), "HEARTBEAT": 5}
     processes = started("endless", tmp_path, programs, 2, **variables)
     processes[hit].wait(400)
@@ -132,7 +160,6 @@ def test_a_killed_process_ends_the_others_and_fewer_go_on(hit, tmp_path, program
     assert code != 0
     assert "if a process is killed, all end within about 5 s" in errors or hit == 0
     assert re.search(r"tasks are unhealthy|another task died", errors)
-    whole = on_processes.watched(tmp_path / "whole", jax.devices()[:2], progress=False)
     rest = on_processes.watched(tmp_path / "run", jax.devices()[:2], progress=False)
     assert rest.epochs == on_processes.EPOCHS
     for a, b in zip(jax.tree.leaves(rest.last), jax.tree.leaves(whole.last), strict=True):

@@ -65,7 +65,6 @@ on_one_device = functools.cache(lambda: run(STEP))
     ("rules", "axes"),
     [
         pytest.param(None, None, id="fully sharded"),
-        pytest.param(TENSOR, {"data": 2, "model": 4}, id="tensor parallel", marks=pytest.mark.slow),
         pytest.param(BOTH, {"data": 2, "model": 4}, id="both", marks=pytest.mark.slow),
     ],
 )

@@ -62,7 +62,7 @@ def cutmix(
     sides = jnp.sqrt(1 - keep)[:, None] * jnp.array(x.shape[1:3], keep.dtype)
     middles = draw_each("cutmix", key, x, lambda key: middle(jax.random.split(key, 3)[2], x))
     inside, area = boxes(x, middles, jnp.round(sides).astype(jnp.int32))
-    share = area.astype(own.dtype) * (1 / (x.shape[1] * x.shape[2]))
+    share = area.astype(own.dtype) * (1 / max(1, x.shape[1] * x.shape[2]))
     return jnp.where(inside, x[partner], x), _mix_labels(own, own[partner], share)
 
 
@@ -71,7 +71,8 @@ def _shares_and_partners(
 ) -> tuple[Array, Array]:
     """Draws from Beta(alpha, alpha), [batch]; the number of another row for each row, [batch]."""
     rows, dtype = x.shape[0], wide_dtype(x)
-    alpha = jnp.asarray(alpha, dtype)
+    # Beyond these ends a draw is 0, 1 or 1 / 2, and the logarithms of gamma draws are not finite.
+    alpha = jnp.clip(jnp.asarray(alpha, dtype), 1e-30, 1e30)
 
     def draw(key: Array) -> tuple[Array, Array]:
         first, second, _ = jax.random.split(key, 3)  # the third key is for the middle in `cutmix`
