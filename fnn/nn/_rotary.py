@@ -1,9 +1,11 @@
 """Rotary positions: queries and keys turned by where they stand (Su et al. 2021)."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from jax import Array, lax
 
 from fnn._base import AnyArray, as_array, check_floating, check_range, wide
 
@@ -27,9 +29,23 @@ def rotary(x: AnyArray, positions: AnyArray, *, base: float = 10_000.0) -> Array
     if odd:
         raise ValueError(f"rotary: head_dim is {x.shape[-1]} (shape {x.shape}), expected even")
     wide_x = wide(x)
-    steps = jnp.arange(half, dtype=wide_x.dtype) * (-math.log(base) / max(half, 1))
-    angles = jnp.asarray(positions, wide_x.dtype)[..., None, None] * jnp.exp(steps)
+    frequencies = np.exp(np.arange(half) * (-math.log(base) / max(half, 1)))
+    angles = _angles(jnp.asarray(positions)[..., None, None], frequencies, wide_x.dtype)
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     a, b = wide_x[..., :half], wide_x[..., half:]
     turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     return turned.astype(jnp.result_type(x))
+
+
+def _angles(positions: Array, frequencies: np.ndarray, dtype: Any) -> Array:
+    """positions times frequencies, less whole turns.
+
+    float32 has no digits left for the product of a frequency about 1 and a position of 100,000. A
+    whole number of 2^-32 turns is exact, and wraps at 2^32 as the angle does at a turn.
+    """
+    plain = positions.astype(dtype) * jnp.asarray(frequencies, dtype)
+    if dtype != jnp.float32 or not jnp.issubdtype(positions.dtype, jnp.integer):
+        return plain
+    turns = np.round(frequencies * (2**32 / (2 * math.pi))).astype(np.uint64).astype(np.uint32)
+    wrapped = lax.bitcast_convert_type(positions.astype(jnp.uint32) * turns, jnp.int32)
+    return jnp.where(frequencies > 0.01, wrapped.astype(dtype) * (math.pi / 2**31), plain)

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fnn._base import AnyArray, as_array, as_count, as_ids, fits, wide, wide_dtype
+from fnn._base import AnyArray, as_array, as_count, as_ids, fits, safe_sqrt, wide, wide_dtype
 from fnn.nn._calibration import (
     brier_score,
     calibration_error,
@@ -233,9 +233,9 @@ def rmse(sums: dict[str, Array]) -> Array:
     """Sums over rows of `error_terms`, [...] -> [...]: the root of the mean square, in the units.
 
     Each output has its own. The mean of the RMSEs of batches is another, smaller number. NaN if no
-    row counts.
+    row counts. The derivative at 0 is 0.
     """
-    return jnp.sqrt(_per_count(sums, "square"))
+    return safe_sqrt(_per_count(sums, "square"))
 
 
 def mae(sums: dict[str, Array]) -> Array:

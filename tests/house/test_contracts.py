@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 
@@ -77,6 +78,7 @@ def test_a_type_checker_knows_the_installed_wheel(tmp_path, request):
     subprocess.run(install, check=True, **run)
     assert (site / "fnn" / "py.typed").exists()
     assert (site / "fnn" / "data" / "datasets" / "digits.npz").exists()
+    assert {"_page.css", "_page.html", "_page.js"} <= set(os.listdir(site / "fnn" / "compare"))
     program = tmp_path / "program.py"
     program.write_text('import fnn\n\nfnn.adam(1e-3)\nfnn.adam("fast")\n')
     config = {"extraPaths": [str(site)], "include": ["program.py"]}

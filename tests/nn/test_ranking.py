@@ -240,6 +240,7 @@ def test_the_root_is_taken_of_all_rows_not_of_batches():
     assert metrics.rmse(errors(zeros, targets, batch_size=2)) == 2.5
     assert metrics.mae(errors(zeros, targets, batch_size=2)) == 1.75
     assert np.isnan(metrics.rmse(errors(zeros, targets, np.zeros(4))))
+    assert jax.grad(lambda x: metrics.rmse(metrics.error_terms(x, x)).sum())(jnp.ones(3)).sum() == 0
     assert np.isnan(metrics.rmse(errors(np.full(4, np.nan, np.float32), targets)))
 
 
