@@ -180,8 +180,9 @@ def _packed_epoch(
     validation: Data,
 ) -> Callable[[Packed], tuple[Packed, tuple[Packed, Metrics, Array | None]]]:
     """`epoch_of`, which leaves ts and the metrics of the steps packed."""
-    # The same key goes on with a run, so for jax_debug_key_reuse this use of it is the first.
-    shuffle_key, step_key = jax.random.split(jax.random.clone(key))
+    # What `split` would give. But `fold_in` has this program anyway, once more for each epoch; and
+    # for jax_debug_key_reuse it does not use the key up, which goes on with a run.
+    shuffle_key, step_key = (jax.random.fold_in(key, i) for i in (0, 1))
 
     def one_step(ts: TrainState, index: Index) -> tuple[TrainState, Metrics]:
         batch, mask = batches.draw(index)
