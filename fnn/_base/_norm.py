@@ -176,9 +176,26 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Seen, Seen]:
 def leaf_by_leaf(found: Seen, grads: Sequence[Array], params: Sequence[Array]) -> Seen:
     """The same with the numbers of the leaves, on every device."""
     grads, params = _alike(grads), _alike(params)
-    size = sum(leaf.size for leaf in grads)
-    squares = [jnp.square(leaf) * size for leaf in grads]
-    gradient, square, parameter = _first_not_finite([grads, squares, params])
+    small, large = _small_and_large(grads)
+    size, none = sum(leaf.size for leaf in grads), jnp.int32(len(grads))
+
+    def finite(group: list[int]) -> list[Array]:
+        """Whether the numbers of gradients, of their squares and of parameters are."""
+        g, p = (_joined([leaves[i] for i in group]) for leaves in (grads, params))
+        return [jnp.isfinite(x) for x in (g, jnp.square(g) * size, p)]
+
+    def first(i: int) -> Array:
+        return jnp.where(jnp.stack([x.all() for x in finite([i])]), none, jnp.int32(i))
+
+    firsts = [first(i) for i in large]
+    if small:
+        # The place of the first that is not; after all others is one that never is.
+        place = jnp.argmin(jnp.pad(jnp.stack(finite(small)), ((0, 0), (0, 1))), axis=1)
+        ends = np.cumsum([grads[i].size for i in small])
+        number = jnp.sum(place[:, None] >= ends[None], axis=1, dtype=jnp.int32)
+        firsts.append(number if not large else jnp.asarray([*small, none])[number])
+    of_none = jnp.full(3, none)
+    gradient, square, parameter = functools.reduce(jnp.minimum, firsts, of_none)
     return found._replace(gradient=gradient, square=square, parameter=parameter)
 
 
@@ -233,26 +250,6 @@ def _small_and_large(leaves: Sequence[Array]) -> tuple[list[int], list[int]]:
     numbers = range(len(leaves))
     small = [i for i in numbers if leaves[i].size <= SMALL and not leaves_apart.value]
     return small, [i for i in numbers if i not in small]
-
-
-def _first_not_finite(lists: Sequence[Sequence[Array]]) -> Array:
-    """The number of the first leaf of each list that is not finite. The lists have one length."""
-    small, large = _small_and_large(lists[0])
-    none = jnp.int32(len(lists[0]))
-
-    def first(i: int) -> Array:
-        finite = jnp.stack([jnp.isfinite(leaves[i]).all() for leaves in lists])
-        return jnp.where(finite, none, jnp.int32(i))
-
-    found = [jnp.full(len(lists), none), *map(first, large)]
-    if small:
-        x = jnp.stack([_joined([leaves[i] for i in small]) for leaves in lists])
-        places = jnp.arange(x.shape[1], dtype=jnp.int32)
-        place = jnp.min(jnp.where(jnp.isfinite(x), x.shape[1], places), axis=1, initial=x.shape[1])
-        ends = np.cumsum([lists[0][i].size for i in small], dtype=np.int32)
-        number = jnp.sum(place[:, None] >= ends[None], axis=1, dtype=jnp.int32)
-        found.append(jnp.asarray([*small, len(lists[0])], jnp.int32)[number])
-    return functools.reduce(jnp.minimum, found)
 
 
 def _alike(tree: Params) -> list[Array]:
