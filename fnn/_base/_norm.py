@@ -28,7 +28,7 @@ def global_norm(tree: Params) -> Array:
     """The Euclidean norm of all leaves together, as one scalar; 0 for an empty tree.
 
     Half precision is summed in float32. If the sum of squares overflows or vanishes, the squares
-    are summed again to another scale, so the norm is right for float32 gradients from 1e-38 to
+    are summed again to another scale, so the norm is right for float32 gradients from 1.2e-38 to
     1e38. NaN if a value is NaN, else inf if a value is inf. The derivative at zero is 0.
     A complex number counts by its distance from 0.
     """
@@ -130,7 +130,7 @@ def seen(grads: Sequence[Array], params: Sequence[Array]) -> Seen:
     none = jnp.int32(len(grads))
 
     def in_one_pass(grads: list[Array], params: list[Array]) -> Seen:
-        size = sum(leaf.size for leaf in grads)
+        size = float(sum(leaf.size for leaf in grads))  # no integer: it may exceed 2^31
 
         def of(group: list[int]) -> Any:
             number = _joined([jnp.full(grads[i].shape, i, jnp.int32) for i in group])
@@ -177,7 +177,7 @@ def leaf_by_leaf(found: Seen, grads: Sequence[Array], params: Sequence[Array]) -
     """The same with the numbers of the leaves, on every device."""
     grads, params = _alike(grads), _alike(params)
     small, large = _small_and_large(grads)
-    size, none = sum(leaf.size for leaf in grads), jnp.int32(len(grads))
+    size, none = float(sum(leaf.size for leaf in grads)), jnp.int32(len(grads))
 
     def finite(group: list[int]) -> list[Array]:
         """Whether the numbers of gradients, of their squares and of parameters are."""

@@ -30,7 +30,11 @@ def rotary(x: AnyArray, positions: AnyArray, *, base: float = 10_000.0) -> Array
         raise ValueError(f"rotary: head_dim is {x.shape[-1]} (shape {x.shape}), expected even")
     wide_x = wide(x)
     frequencies = np.exp(np.arange(half) * (-math.log(base) / max(half, 1)))
-    angles = _angles(jnp.asarray(positions)[..., None, None], frequencies, wide_x.dtype)
+    frequencies = np.expand_dims(frequencies, tuple(range(x.ndim - 1)))
+    ids = jnp.asarray(positions)[..., None, None]
+    angles = _angles(
+        jnp.expand_dims(ids, tuple(range(x.ndim - ids.ndim))), frequencies, wide_x.dtype
+    )
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     a, b = wide_x[..., :half], wide_x[..., half:]
     turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

@@ -122,12 +122,13 @@ def _length_of_average(b: Number, t: Array) -> Array:
     With c = -log(b) it is (2 / (1 - b) - 1 - 2 / c) + (2 / c) (1 - x / (e^x - 1)) at x = c t, and
     each of the two is a series where it is small.
     """
+    positive = b > 0
     if isinstance(b, float):
         # In float64, where the plain difference is good enough.
-        c = -math.log(b) if b > 0 else math.inf
+        c = -math.log(b if positive else 0.5)
         rest = 2 / (1 - b) - 1 - 2 / c
     else:
-        gap = 1 - b
+        gap = 1 - jnp.where(positive, b, 0.5)
         c = -jnp.log1p(-gap)
         series = gap * (1 / 6 + gap * (1 / 12 + gap * (19 / 360 + gap * 3 / 80)))
         rest = jnp.where(gap < 0.1, series, 2 / gap - 1 - 2 / c)
@@ -138,7 +139,8 @@ def _length_of_average(b: Number, t: Array) -> Array:
         1 / 12 - s * (1 / 720 - s * (1 / 30240 - s * (1 / 1209600 - s / 47900160)))
     )
     large = jnp.clip(x, 0.5, 80)
-    return rest + 2 / c * jnp.where(x < 0.5, series, 1 - large / jnp.expm1(large))
+    length = rest + 2 / c * jnp.where(x < 0.5, series, 1 - large / jnp.expm1(large))
+    return jnp.where(positive, length, 1)
 
 
 def _adabelief(

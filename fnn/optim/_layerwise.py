@@ -63,10 +63,10 @@ def lars(
 
     u = g + weight_decay p; v <- decay v + rate trust norm(p) / (norm(u) + eps) u; p <- p - v. The
     norms are over one array; if one of them is 0, u is not scaled. v is "trace" in the state. With
-    `nesterov`: p <- p - (decay v + the new part of v). This is Optax's definition, whose names are
-    trust_coefficient and momentum. The paper divides by norm(g) + weight_decay norm(p). `mask` as
-    in `adamw`. Authors give biases and norm scales momentum alone, as
-    ``by_path({"**/w": lars(1.0), "**": momentum(0.1)})`` does. Memory: one array a parameter.
+    `nesterov`: p <- p - (decay v + the new part of v). This is Optax's definition, but for the
+    default mask; its names are trust_coefficient and momentum. The paper divides by norm(g) +
+    weight_decay norm(p). `mask` as in `adamw`. Authors give biases and norm scales momentum alone,
+    as ``by_path({"**/w": lars(1.0), "**": momentum(0.1)})`` does. Memory: one array a parameter.
     """
     check_decays("lars", decay=decay)
     check_hyper("lars", "trust", trust, 0)
@@ -115,8 +115,8 @@ def lamb(
 
     u = mu_hat / (sqrt(nu_hat) + eps) + weight_decay p, of Adam's mu_hat and nu_hat;
     p <- p - rate norm(p) / norm(u) u. The norms are over one array; if one of them is 0, u is not
-    scaled. This is Optax's definition and the paper's with phi(z) = z. Keras has eps 1e-7, and its
-    decay is not in u. `mask` as in `adamw`. Memory: two arrays a parameter.
+    scaled. This is the paper's with phi(z) = z, and Optax's but for the default mask. Keras has eps
+    1e-7, and its decay is not in u. `mask` as in `adamw`. Memory: two arrays a parameter.
     """
     check_decays("lamb", b1=b1, b2=b2)
     check_hyper("lamb", "eps", eps, 0)

@@ -58,8 +58,8 @@ def _rprop(
         raise TypeError("rprop: a parameter is complex, expected real ones: only a sign counts")
     sign = jnp.sign(g)
     same, turned = sign * last > 0, sign * last < 0
-    changed = jnp.clip(size * jnp.where(same, grow, shrink), smallest, largest)
-    size = jnp.where(same | turned, changed, size)
+    factor = jnp.where(same, grow, jnp.where(turned, shrink, 1))
+    size = jnp.clip(size * factor, smallest, largest)
     last = jnp.where(turned, 0, sign)
     return last * size, {"size": size, "last": last}
 
@@ -73,9 +73,9 @@ def rprop(
 ) -> Optimizer:
     """Riedmiller & Braun 1993, for whole batches: only the sign of a gradient counts.
 
-    Each number has a step of its own, "size", which starts at `learning_rate`. While the sign of
-    its gradient stays, size <- min(grow size, largest); where it turns,
-    size <- max(shrink size, smallest) and this step is 0; p <- p - sign(g) size. After a turn, and
+    Each number has a step of its own, "size", which starts at `learning_rate` and stays between
+    `smallest` and `largest`. While the sign of its gradient stays, size <- grow size; where it
+    turns, size <- shrink size, and this step is 0; p <- p - sign(g) size. After a turn, and
     where a gradient is 0, the next step keeps its size. This is PyTorch's definition, with its
     defaults (rate 0.01). Optax 0.2.8 takes each step one update late, and its first is 0. Real
     parameters only. Memory: two arrays a parameter.

@@ -234,9 +234,22 @@ def _mean_of_weighted(losses: Weighted, mask: Array | None) -> tuple[Array, Arra
 
 def _aux_mean(name: str, values: Any, mask: Array | None) -> Array:
     """A metric [batch, ...] as the mean over its rows; a scalar as it is."""
+    what = f"make_train_step: aux[{name!r}]"
+    dtype = getattr(values, "dtype", None)
+    if number_of(values) is None and not any(
+        dtype is not None and jnp.issubdtype(dtype, kind)
+        for kind in (jnp.floating, jnp.integer, jnp.bool_)
+    ):
+        came = _kind(values) if dtype is None else f"an array of {dtype}"
+        raise TypeError(f"{what} is {came}, expected real numbers, a scalar or [batch, ...]")
     values = wide(values)
     if not values.ndim:
         return values
+    if mask is not None and values.shape[:1] != mask.shape:
+        raise ValueError(
+            f"{what} has shape {values.shape}, but {mask.shape[0]} rows are masked; expected a"
+            f" scalar or [{mask.shape[0]}, ...]"
+        )
     return _masked_mean(values, mask)[0]
 
 

@@ -123,7 +123,7 @@ def make_train_step(
     `compute_dtype`: the loss sees params and batch in this type. Stored parameters keep theirs.
     `loss_scale`: where a dynamic loss scale starts, for float16.
     `aux`: the loss function returns one thing more, last, a dict of metrics. Those of [batch, ...]
-    are averaged as the losses are.
+    are averaged as the losses are. They become float32, float64 ones stay.
     `nonfinite` says what happens to a step whose loss or gradient is not finite:
 
     - "skip": nothing changes but the step counter.

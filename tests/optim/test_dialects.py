@@ -152,6 +152,10 @@ def test_rprop_is_pytorchs_and_optaxs_is_late(golden):
         rules = {"fnn": dialect("torch", "rprop", 0.01), "optax": optax.rprop(0.01)}
         found = follow_each(rules, start, grads)
     np.testing.assert_allclose(found["fnn"], golden["torch/rprop/constant"], 1e-12)
+    for rate, first in ((100.0, -50.0), (1e-8, -1e-6)):  # PyTorch's too
+        assert follow_each({"": fnn.optim.rprop(rate)}, 0.0, jnp.ones(1))[""] == pytest.approx(
+            first
+        )
     # If this fails, Optax has mended it, and the docstring and the twins want a word.
     np.testing.assert_array_equal(found["optax"][0], start)
 
@@ -334,6 +338,7 @@ VARIANTS = {
     "adamax": lambda a: fnn.optim.adamax(a, a, a, a * 1e-7, eps_inside=False),
     "radam": lambda a: fnn.optim.radam(a, a, a + 0.3, a * 1e-7, eps_hat=True),
     "radam, rectified": lambda a: fnn.optim.radam(a, a, a + 0.49, threshold=4),
+    "radam without memory": lambda a: fnn.optim.radam(a, 0 * a, 0 * a),
     "adabelief": lambda a: fnn.optim.adabelief(a, a, a),
     "adadelta": lambda a: fnn.optim.adadelta(a, a, a * 1e-7),
     "lars": lambda a: fnn.optim.lars(a, a, True, decay=a, trust=a),

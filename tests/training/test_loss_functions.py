@@ -171,6 +171,18 @@ def test_mistakes(name):
         step(step.init(jnp.ones(()), state), jnp.arange(4.0), KEY)
 
 
+def test_a_metric_that_cannot_be_averaged_is_named():
+    def step(metric):
+        step = fnn.make_train_step(lambda p, b, k: (p * b, {"odd": metric}), fnn.sgd(0.1), aux=True)
+        return lambda: step(step.init(jnp.ones(())), jnp.arange(4.0), KEY, jnp.ones(4, bool))
+
+    with pytest.raises(ValueError, match=r"aux\['odd'\] has shape \(0, 2\), but 4 rows are masked"):
+        step(jnp.zeros((0, 2)))()
+    for metric, came in ((KEY, "an array of key"), ("x", "a str"), (jnp.zeros(4, complex), "complex")):
+        with pytest.raises(TypeError, match=rf"make_train_step: aux\['odd'\] is .*{came}"):
+            step(metric)()
+
+
 @pytest.mark.parametrize("limit", [-1.0, float("nan")])
 def test_a_clip_norm_that_cannot_be(limit):
     with pytest.raises(ValueError, match="make_train_step: clip_norm is"):

@@ -251,3 +251,10 @@ def test_the_policy_is_the_steps_and_not_that_of_the_state():
     skip, stop = (fnn.make_train_step(scaled, fnn.sgd(0.1), nonfinite=p) for p in ("skip", "stop"))
     ts, _ = jax.jit(stop)(skip.init(jnp.ones(())), jnp.array([jnp.inf, 1.0]), KEY)
     assert ts.first_bad.ends()
+
+
+def test_more_numbers_than_an_int32_can_count():
+    step = fnn.make_train_step(lambda p, b, k: p["w"][0, :1] * b, fnn.sgd(0.1))
+    params = {"w": jax.ShapeDtypeStruct((60_000, 60_000), jnp.float32)}
+    ts, key = jax.eval_shape(step.init, params), jax.random.key(0)
+    assert jax.eval_shape(step, ts, jnp.ones(4), key)[0].params["w"].shape == (60_000, 60_000)
