@@ -178,7 +178,11 @@ def test_a_metric_that_cannot_be_averaged_is_named():
 
     with pytest.raises(ValueError, match=r"aux\['odd'\] has shape \(0, 2\), but 4 rows are masked"):
         step(jnp.zeros((0, 2)))()
-    for metric, came in ((KEY, "an array of key"), ("x", "a str"), (jnp.zeros(4, complex), "complex")):
+    for metric, came in (
+        (KEY, "an array of key"),
+        ("x", "a str"),
+        (jnp.zeros(4, complex), "complex"),
+    ):
         with pytest.raises(TypeError, match=rf"make_train_step: aux\['odd'\] is .*{came}"):
             step(metric)()
 
