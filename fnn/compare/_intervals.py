@@ -136,6 +136,7 @@ def as_rows(who: str, argument: str, values: ArrayLike) -> Floats:
 
 
 def floats(values: ArrayLike) -> Floats:
+    """Values as float64; those whose squares would overflow count as infinite."""
     array = np.asarray(values, np.float64)
     return np.where(np.abs(array) > TOO_LARGE, np.copysign(np.inf, array), array)
 

@@ -160,6 +160,7 @@ def first_of(make: Any) -> str:
 
 
 def function_in(path: Path, name: str) -> Any:
+    """The rule of this name in a file; without a name the only one, or that named as the file."""
     module = module_from(path)
     if name:
         return _attribute(module, str(path), name)
@@ -185,6 +186,7 @@ def function_in(path: Path, name: str) -> Any:
 
 
 def function_of(where: str, name: str) -> Any:
+    """The rule of this name in a module."""
     try:
         module = importlib.import_module(where)
     except (Exception, SystemExit) as error:
