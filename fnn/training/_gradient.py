@@ -235,9 +235,10 @@ def _mean_of_weighted(losses: Weighted, mask: Array | None) -> tuple[Array, Arra
 def _aux_mean(name: str, values: Any, mask: Array | None) -> Array:
     """A metric [batch, ...] as the mean over its rows; a scalar as it is."""
     what = f"make_train_step: aux[{name!r}]"
-    dtype: Any = getattr(values, "dtype", None)
-    kinds = (jnp.floating, jnp.integer, jnp.bool_) if dtype is not None else ()
-    if number_of(values) is None and not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+    dtype = getattr(values, "dtype", None)
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    is_real = dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in kinds)
+    if number_of(values) is None and not is_real:
         came = _kind(values) if dtype is None else f"an array of {dtype}"
         raise TypeError(f"{what} is {came}, expected real numbers, a scalar or [batch, ...]")
     values = wide(values)
